@@ -153,14 +153,24 @@ class ArtifactStore(dg.ConfigurableResource):
 
         Newest is by publication time. Pass as protected what a registry or the event log still points to.
         """
-        directory = self._directory(key, partition)
-        versions = [p.parent for p in directory.glob(f"*/{MANIFEST}")]
-        versions.sort(key=lambda path: path.stat().st_ctime_ns, reverse=True)
+        versions = self.versions(key, partition)
         doomed = [path for path in versions[keep:] if path.name not in protected]
         for path in doomed:
             (path / MANIFEST).unlink()  # first: a half-deleted version must not look published
             shutil.rmtree(path)
         return [path.name for path in doomed]
+
+    def versions(self, key: dg.AssetKey, partition: str | None = None) -> list[Path]:
+        """Published directories of an asset, newest publication first."""
+        found = [path.parent for path in self._directory(key, partition).glob(f"*/{MANIFEST}")]
+        return sorted(found, key=lambda path: path.stat().st_ctime_ns, reverse=True)
+
+    def partitions(self, key: dg.AssetKey) -> list[str | None]:
+        """Partition keys that hold a published version; `[None]` for an unpartitioned asset."""
+        if self.versions(key):
+            return [None]
+        names = {path.parent.parent.name for path in self._directory(key, None).glob(f"*/*/{MANIFEST}")}
+        return [name.replace("%2F", "/") for name in sorted(names)]
 
     def _directory(self, key: dg.AssetKey, partition: str | None, base: Path | None = None) -> Path:
         directory = (base or Path(self.root).absolute()).joinpath(*key.path)
@@ -244,9 +254,11 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
             raise StoreUnavailable(
                 f"Another process is working on {path.parent}. Wait for its run to end, or cancel it in the Dagster UI."
             ) from None
-        yield
-        if wait:
-            path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if wait:
+                path.unlink(missing_ok=True)
 
 
 def _sweep_abandoned(scratch: Path) -> None:
