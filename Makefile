@@ -20,7 +20,7 @@ export GOMP_SPINCOUNT ?= 0
 
 BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
-.PHONY: help env engine-env demo dev mlflow-ui test test-fast lint format lock bench clean $(BENCHES)
+.PHONY: help docs env engine-env demo dev mlflow-ui test test-fast lint format lock bench clean $(BENCHES)
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -51,6 +51,9 @@ lint: env ## Check style, types and import contracts
 format: env ## Rewrite the code in the project's format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+docs: env ## Write docs/lineage.md from the schema
+	.venv/bin/python -m llm_assets.components.reference > docs/lineage.md
 
 bench: $(BENCHES) ## Run every benchmark against what a user would pick instead
 

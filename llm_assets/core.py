@@ -16,8 +16,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class LLMAssetsError(Exception):
-    """Something a user can cause and fix. The message states the offending value and the remedy."""
+class LLMAssetsError(ValueError):
+    """Something a user can cause and fix. The message states the offending value and the remedy.
+
+    It is a ValueError so that a config's validator may raise it: pydantic collects those, and the loader of `defs.yaml`
+    adds file and line.
+    """
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Asset modules know this file, the resources and the library, and never each othe
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,10 @@ class Lineage:
         """Key of an asset of this lineage: `key("quantized", "w4a16")` is `<model>/quantized/w4a16`."""
         return dg.AssetKey([self.model, *path])
 
-    def asset(self, *path: str, stage: str, kinds: Iterable[str], version: str, settings: Any = ()) -> dict[str, Any]:
-        """Keyword arguments for `@dg.asset`, with a code version that covers the settings.
+    def asset(
+        self, *path: str, stage: str, kinds: Iterable[str], version: str, settings: Any = (), **options: Any
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """The `@dg.asset` of this lineage, with a code version that covers the settings.
 
         Args:
             path: Asset key below the model.
@@ -35,15 +37,17 @@ class Lineage:
             kinds: Icons of the node in the UI.
             version: Bump by hand when the asset's code makes other bytes from the same inputs.
             settings: Configs that decide the bytes; a change marks the asset stale.
+            options: Whatever else `@dg.asset` takes: deps, check_specs, pool, partitions_def.
         """
-        return {
-            "key": self.key(*path),
-            "group_name": f"{self.model}/{stage}",
-            "kinds": set(kinds),
-            "owners": list(self.owners),
-            "tags": {"model": self.model},
-            "code_version": f"{version}-{digest({'settings': plain(settings)})}",
-        }
+        return dg.asset(
+            key=self.key(*path),
+            group_name=f"{self.model}/{stage}",
+            kinds=set(kinds),
+            owners=list(self.owners),
+            tags={"model": self.model},
+            code_version=f"{version}-{digest({'settings': plain(settings)})}",
+            **options,
+        )
 
     def blocking_checks(self, *path: str, names: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
         """One blocking check per name, with its description, on the asset at `path`."""

@@ -13,11 +13,11 @@ def rebuild_on_change() -> dg.AutomationCondition:
     The chain below a change is requested in one tick and runs as one run.
     """
     condition = dg.AutomationCondition
-    changed: dg.AutomationCondition = condition.any_deps_match(
-        condition.data_version_changed() | condition.will_be_requested()
-    )
+    changed = condition.any_deps_match(condition.data_version_changed() | condition.will_be_requested())
+    # pyright: the type parameter of dagster's own conditions is invariant
+    changed_or_new_code = (changed | condition.code_version_changed()).since_last_handled()  # pyright: ignore[reportAttributeAccessIssue]
     return (
-        (changed | condition.code_version_changed()).since_last_handled()
+        changed_or_new_code
         & ~condition.any_deps_missing()
         & ~condition.any_deps_in_progress()
         & ~condition.in_progress()

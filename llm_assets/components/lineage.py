@@ -1,7 +1,7 @@
-"""One `defs.yaml` is one lineage: the YAML schema, and the wiring from its blocks to assets, jobs and sensors.
+"""One `defs.yaml` is one lineage: its YAML schema, and the wiring from its blocks to assets, jobs and sensors.
 
-The schema is made of the library's own frozen configs, so a value is refused here, at load, with the same message a
-notebook would get. The cost is that `{{ env(...) }}` templates work in text fields only: numbers are checked as written.
+The schema is made of the library's own frozen configs, so a value is refused at load with the message a notebook gets.
+The cost is that `{{ env(...) }}` templates work in text fields only: numbers are checked as written.
 """
 
 from typing import Any, Self
@@ -83,7 +83,9 @@ class LineageConfig(Config):
     def _refuse_inconsistent_variants(self) -> Self:
         names = [variant.asset_name for variant in self.quantization]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"quantization lists {', '.join(repeated)} more than once. Give each entry its own `name`.")
+            raise ValueError(
+                f"quantization lists {', '.join(repeated)} more than once. Give each entry its own `name`."
+            )
         if self.inference and self.inference.variant not in ("merged", *names):
             raise ValueError(
                 f"inference.variant is {self.inference.variant!r}, which this lineage does not make. "
@@ -125,20 +127,21 @@ class LLMLineage(dg.Component):
         retention = build_retention_job(
             lineage.model, [a.key for a in everything], self.config.automation.keep_versions
         )
-        patterns = [source.path for source in self.config.sources]
+        patterns = [source.path for source in self.config.sources if not source.hub]
         return dg.Definitions(
             assets=[self._automated(asset) for asset in everything],
             jobs=[ingest, train, retention],
-            sensors=[build_new_data_sensor(lineage.model, patterns, ingest.name)],
+            sensors=[build_new_data_sensor(lineage.model, patterns, ingest.name)] if patterns else [],
         )
 
     def _model_assets(self, lineage: Lineage) -> list[dg.AssetsDefinition]:
         config = self.config
         variants = [build_quantized(lineage, variant, config.hardware) for variant in config.quantization]
         names = [variant.asset_name for variant in config.quantization]
+        own_formats = {source.label: source.row_format for source in config.sources if source.row_format}
         made = [
-            build_raw_dataset(lineage, config.sources, config.format),
-            build_chat_dataset(lineage, config.format, config.curation, config.split),
+            build_raw_dataset(lineage, config.sources, config.format, config.split.columns),
+            build_chat_dataset(lineage, config.format, config.curation, config.split, own_formats),
             build_tokenized_dataset(lineage, config.tokenization),
             build_base_model(lineage, config.base_model),
             build_hpo_study(lineage, config.study, config.training),

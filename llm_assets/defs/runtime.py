@@ -21,7 +21,9 @@ def home() -> Path:
 def executor(backend: Literal["local", "kubernetes"]) -> dg.ExecutorDefinition:
     """One process per step, or one pod per step: either returns GPU memory when the step ends."""
     if backend == "local":
-        return dg.multiprocess_executor.configured({"max_concurrent": 2})
+        # A fork server loads the definitions once per run instead of once per step.
+        preloaded = {"preload_modules": ["dagster", "llm_assets.definitions", "llm_assets.components.lineage"]}
+        return dg.multiprocess_executor.configured({"max_concurrent": 2, "start_method": {"forkserver": preloaded}})
     from dagster_k8s import k8s_job_executor
 
     return k8s_job_executor.configured(
@@ -47,7 +49,7 @@ def runtime() -> dg.Definitions:
         ],
         resources={
             "store": ArtifactStore(root=str(home() / "artifacts")),
-            "worker": Worker(backend=backend),
+            "worker": Worker(backend=backend, image=os.environ.get("LLM_ASSETS_ENGINE_IMAGE")),
             "tracking": MLflowTracking(),
             "hardware": HardwareResource(),
         },

@@ -1,0 +1,3 @@
+from llm_assets.engine.tasks import EngineConfig, GenerationConfig, GenerationTask
+
+__all__ = ["EngineConfig", "GenerationConfig", "GenerationTask"]

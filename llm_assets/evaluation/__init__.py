@@ -1,0 +1,3 @@
+from llm_assets.evaluation.config import EvaluationConfig
+
+__all__ = ["EvaluationConfig"]

@@ -1,0 +1,3 @@
+from llm_assets.inference.config import InferenceConfig
+
+__all__ = ["InferenceConfig"]

@@ -1,0 +1,3 @@
+from llm_assets.registry.config import RegistryConfig
+
+__all__ = ["RegistryConfig"]

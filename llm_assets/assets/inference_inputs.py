@@ -1,0 +1,73 @@
+"""`<model>/inference_inputs`: the rows to answer, one partition per input file."""
+
+import time
+from datetime import UTC, datetime
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from llm_assets.assets.conventions import Lineage
+from llm_assets.assets.inference_partitions import partitioning, published
+from llm_assets.data import FormatConfig
+from llm_assets.inference.checks import freshness, schema
+from llm_assets.inference.config import DailyPartitions, InferenceConfig
+from llm_assets.inference.inputs import ROWS, read_partition
+from llm_assets.resources.artifact_store import ArtifactStore
+
+SCHEMA, FRESHNESS = "schema", "freshness"
+
+
+def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format: FormatConfig) -> dg.AssetsDefinition:
+    """The inference inputs of a lineage."""
+
+    @lineage.asset(
+        "inference_inputs",
+        stage="inference",
+        kinds={"duckdb", "parquet"},
+        version="1",
+        settings=[inference.inputs, format],
+        **partitioning(inference),
+        check_specs=lineage.blocking_checks(
+            "inference_inputs",
+            names={
+                SCHEMA: "Every partition has the columns the format asks from, unique row ids and a question per row.",
+                FRESHNESS: "The files of the partitions that are due were written recently enough.",
+            },
+        ),
+    )
+    def inference_inputs(context: dg.AssetExecutionContext, store: ArtifactStore) -> dg.MaterializeResult:
+        """The rows to answer, one partition per input file.
+
+        Every row carries `row_id` (a hash of its own values) and `messages`, the conversation it asks. A row that
+        cannot be asked stays in, with the reason in `refused`.
+        """
+        artifacts, metadata, tables, written = {}, {}, {}, {}
+        for partition in context.partition_keys:
+            with store.staging() as staged:
+                report = read_partition(partition, inference, format, staged, context.log.info)
+                artifacts[partition] = store.publish(context.asset_key, staged, partition=partition)
+            columns = [*format.prompt_columns, "row_id", "refused"]
+            tables[partition] = pq.read_table(artifacts[partition].path / ROWS, columns=list(dict.fromkeys(columns)))
+            written[partition] = report.newest_file_time
+            metadata[partition] = {
+                "dagster/partition_row_count": report.rows,
+                "rows": report.rows,
+                "refused_rows": report.refused,
+                "file_age_hours": (time.time() - report.newest_file_time) / 3600,
+            }
+        due = _due(context, inference, written)
+        checks = {
+            SCHEMA: schema(tables, format.prompt_columns, inference.max_error_share),
+            FRESHNESS: freshness(due, inference.freshness_hours, datetime.now(UTC)),
+        }
+        return published(context, artifacts, metadata, checks)
+
+    return inference_inputs
+
+
+def _due(context: dg.AssetExecutionContext, inference: InferenceConfig, written: dict[str, float]) -> dict[str, float]:
+    """Partitions whose age matters: all fixed ones; of days only the latest, because past days are old by nature."""
+    if not isinstance(inference.partitions, DailyPartitions):
+        return written
+    latest = context.assets_def.partitions_def.get_last_partition_key() if context.assets_def.partitions_def else None
+    return {partition: seconds for partition, seconds in written.items() if partition == latest}

@@ -1,0 +1,110 @@
+"""How one adapter is trained: every number that decides its bytes, refused here rather than an hour into a run.
+
+Work is counted in packs and optimiser steps, never in padded batches, so a step costs the same whatever rows it holds.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llm_assets.core import Config, LLMAssetsError
+
+
+class TrainingConfigInvalid(LLMAssetsError):
+    """A training setting contradicts another, or asks for something this machine or method cannot do."""
+
+
+class TrainingConfig(Config):
+    """Settings of one training run."""
+
+    method: Literal["qlora", "lora", "full"] = Field(
+        default="qlora",
+        description="qlora: base weights in 4-bit NF4; lora: in compute_dtype; full: every weight is trained.",
+    )
+    rank: int = Field(default=16, ge=1, description="Rank of the adapter matrices.")
+    alpha: int | None = Field(default=None, ge=1, description="Adapter scale; empty means twice the rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapter, 0 to 1.")
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    use_dora: bool = Field(default=False, description="Train a magnitude per output row as well (DoRA); slower.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description='"all-linear" (every linear layer but the output head) or module names.'
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate.")
+    warmup_share: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0."
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after the warm-up.")
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = Field(
+        default="adamw", description="paged_adamw_8bit saves optimiser memory on a GPU; needed only for method full."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the packs; give this or max_steps.")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Optimiser steps; give this or epochs. Neither: 2 epochs."
+    )
+    batch_packs: int = Field(default=1, ge=1, description="Packs per forward pass, laid end to end in one row.")
+    accumulation_steps: int = Field(default=8, ge=1, description="Forward passes per optimiser step.")
+    evaluate_every_steps: int = Field(default=50, ge=1, description="Steps between evaluations on validation rows.")
+    evaluation_rows: int = Field(
+        default=200, ge=1, description="Validation rows per evaluation: the first ones, in order."
+    )
+    early_stopping_patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stop after this many evaluations without a better loss, and keep the best adapter.",
+    )
+    max_evaluation_loss: float | None = Field(
+        default=None, gt=0, description="The final evaluation loss must be at most this, in nats per token."
+    )
+    save_every_steps: int = Field(
+        default=100, ge=1, description="Steps between checkpoints; a crash costs at most this many."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: about a third slower, far less memory."
+    )
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="Type of the matrix products; adapters stay in float32. float16 needs a GPU."
+    )
+    attention: Literal["auto", "varlen", "block_mask", "flash_attention_2"] = Field(
+        default="auto",
+        description="How packed documents are kept apart. auto: varlen on CPU; flash or block_mask on a GPU.",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the adapter's initial values, dropout and the order of packs."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise TrainingConfigInvalid(
+                f"training.epochs is {self.epochs} and training.max_steps is {self.max_steps}. Give one of them."
+            )
+        if self.method == "full" and (self.use_dora or self.use_rslora):
+            raise TrainingConfigInvalid("training.method full has no adapter: remove use_dora and use_rslora.")
+        return self
+
+    @property
+    def lora_alpha(self) -> int:
+        """The adapter scale in force."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs one optimiser step sees."""
+        return self.batch_packs * self.accumulation_steps
+
+    def steps(self, packs: int) -> int:
+        """Optimiser steps of the whole run over a dataset of `packs` packs."""
+        epochs = 2.0 if self.epochs is None else self.epochs
+        return self.max_steps or max(1, math.ceil(epochs * packs / self.packs_per_step))
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps over which the learning rate rises."""
+        return round(self.warmup_share * steps)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> "TrainingConfig":
+        """This config with some fields replaced, checked again."""
+        return TrainingConfig.model_validate({**self.model_dump(), **parameters})

@@ -1,0 +1,69 @@
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_assets.registry.tracking_store import TrackingStore, TrackingUnavailable, create_database
+from llm_assets.resources.tracking import MLflowTracking
+
+
+def test_by_default_everything_is_in_the_projects_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("LLM_ASSETS_HOME", str(tmp_path))
+    store = MLflowTracking().store()
+    assert store == TrackingStore(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/mlartifacts")
+
+
+def test_a_tracking_server_named_by_the_environment_is_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.internal:5000")
+    assert MLflowTracking().store().tracking_uri == "http://mlflow.internal:5000"
+    assert MLflowTracking(tracking_uri="http://other").store().tracking_uri == "http://other"
+
+
+def test_a_version_links_to_its_page_on_a_server_and_to_a_command_without_one():
+    served = MLflowTracking(tracking_uri="http://mlflow:5000/").link("orders", "3")
+    assert served.value == "http://mlflow:5000/#/models/orders/versions/3"
+    assert "mlflow ui --backend-store-uri sqlite:////x.db" in str(
+        MLflowTracking(tracking_uri="sqlite:////x.db").link("orders", "3").value
+    )
+
+
+def count_experiments(path: Path, results: "multiprocessing.Queue[int]") -> None:
+    client = TrackingStore(f"sqlite:///{path}", str(path.parent / "artifacts")).client()
+    results.put(len(client.search_experiments()))
+
+
+def test_processes_that_touch_a_fresh_database_together_all_succeed(tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    children = [context.Process(target=count_experiments, args=(tmp_path / "mlflow.db", results)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert [results.get() for _ in children] == [1, 1, 1]
+
+
+def test_a_creation_killed_half_way_is_made_anew(tmp_path: Path):
+    (tmp_path / "mlflow.db.new").write_bytes(b"half a database")
+    create_database(tmp_path / "mlflow.db")
+    assert not (tmp_path / "mlflow.db.new").exists()
+    store = TrackingStore(f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "artifacts"))
+    experiment = store.client().get_experiment(store.experiment_id(store.client(), "orders"))
+    assert experiment.artifact_location == (tmp_path / "artifacts" / "orders").as_uri()
+    assert store.experiment_id(store.client(), "orders") == experiment.experiment_id
+
+
+def test_a_database_that_cannot_be_made_says_what_to_change(tmp_path: Path):
+    (tmp_path / "home").write_text("a file where the home should be")
+    with pytest.raises(TrackingUnavailable, match=r"mlflow\.db: .*LLM_ASSETS_HOME"):
+        create_database(tmp_path / "home" / "mlflow.db")
+
+
+def test_importing_the_resource_does_not_import_mlflow():
+    program = "import sys, llm_assets.resources.tracking, llm_assets.registry.register; print('mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
