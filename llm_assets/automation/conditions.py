@@ -14,7 +14,7 @@ def rebuild_on_change() -> dg.AutomationCondition:
     """
     condition = dg.AutomationCondition
     changed = condition.any_deps_match(condition.data_version_changed() | condition.will_be_requested())
-    # pyright: the type parameter of dagster's own conditions is invariant
+    # the type parameter of dagster's own conditions is invariant, which pyright minds
     changed_or_new_code = (changed | condition.code_version_changed()).since_last_handled()  # pyright: ignore[reportAttributeAccessIssue]
     return (
         changed_or_new_code
