@@ -32,8 +32,11 @@ INPUTS, OUTPUTS, USAGE = (LINEAGE.key(name) for name in ("inference_inputs", "in
 GATE = [dg.AssetCheckKey(LINEAGE.key("champion"), "gate"), dg.AssetCheckKey(INPUTS, "schema")]
 
 
-@dg.asset(
-    **LINEAGE.asset("champion", stage="registry", kinds=set(), version="1"),
+@LINEAGE.asset(
+    "champion",
+    stage="registry",
+    kinds=set(),
+    version="1",
     check_specs=[dg.AssetCheckSpec("gate", asset=LINEAGE.key("champion"))],
 )
 def champion(context: dg.AssetExecutionContext, store: ArtifactStore) -> dg.MaterializeResult:
