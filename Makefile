@@ -45,7 +45,7 @@ test-fast: env engine-env ## Run the tests that do not need the materialized dem
 lint: env ## Check style, types and import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	.venv/bin/basedpyright
 	.venv/bin/lint-imports
 
 format: env ## Rewrite the code in the project's format

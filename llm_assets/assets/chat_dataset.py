@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 
-from llm_assets.assets.conventions import Lineage, materialized, picture, table
+from llm_assets.assets.conventions import Lineage, column_schema, materialized, picture, table
 from llm_assets.charts import bar_chart
 from llm_assets.data import CurationConfig, FormatConfig, SplitConfig
 from llm_assets.data.chat_checks import drop_share, no_split_leakage, roles_alternate
@@ -17,6 +17,12 @@ from llm_assets.data.ingestion import ROWS
 from llm_assets.resources.artifact_store import ArtifactStore
 
 ROLES, NO_SPLIT_LEAKAGE, DROP_SHARE = "roles", "no_split_leakage", "drop_share"
+COLUMNS = {
+    "row_id": "The raw row this conversation was made from.",
+    "messages": "Turns in OpenAI's format, the answer last; tool calls as JSON text.",
+    "tools": "JSON text of the tools offered, or null.",
+    "extras": "JSON object of the source columns kept for evaluation.",
+}
 CHECK_BOUNDS = {"max_drop_share", "leakage_similarity", "max_leakage_share"}  # decide verdicts, not bytes
 
 
@@ -75,10 +81,9 @@ def build_chat_dataset(
 
 
 def _metadata(path: Path, report: dict[str, Any]) -> dict[str, Any]:
-    fields = pq.read_schema(path / "train.parquet")
     metadata: dict[str, Any] = {
         "dagster/row_count": report["kept"],
-        "dagster/column_schema": dg.TableSchema([dg.TableColumn(f.name, str(f.type)) for f in fields]),
+        "dagster/column_schema": column_schema(path / "train.parquet", COLUMNS),
         "ingested_rows": report["ingested"],
         "dropped_rows": sum(report["dropped"].values()),
         **{f"{split}_rows": rows for split, rows in report["splits"].items()},

@@ -6,9 +6,11 @@ Asset modules know this file, the resources and the library, and never each othe
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from llm_assets.core import CheckResult
@@ -103,19 +105,27 @@ def check_event(name: str, result: CheckResult, asset_key: dg.AssetKey | None = 
 
 
 def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
-    """A PNG shown inline on the asset page."""
+    """A PNG on the asset page, one click away: the UI folds Markdown of more than 1,000 characters."""
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a metadata table; cells become text or numbers, columns are those of the first row."""
+    """Rows as a metadata table: columns are those of the first row, cells text or numbers, decimals to 5 digits."""
     columns = list(rows[0]) if rows else []
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in columns}) for row in rows]
     schema = dg.TableSchema([dg.TableColumn(name, "string") for name in columns])
     return dg.MetadataValue.table(records, schema=schema)
 
 
+def column_schema(parquet: Path, descriptions: Mapping[str, str]) -> dg.TableSchema:
+    """The columns of a Parquet file with their types, as the asset page lists them."""
+    fields = pq.read_schema(parquet)
+    return dg.TableSchema([dg.TableColumn(f.name, str(f.type), descriptions.get(f.name)) for f in fields])
+
+
 def _cell(value: Any) -> str | int | float | bool:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")  # the artifact has every digit; a page is read
     if isinstance(value, (bool, int, float, str)):
         return value
     return "" if value is None else str(value)

@@ -81,6 +81,7 @@ def build_evaluation(
             )
             artifact = store.publish(context.asset_key, staged)
         merged = scoreboard["candidates"][MERGED]
+        worse = worst_regressions(read_answer_rows(artifact.path), limit=15)
         return materialized(
             artifact,
             {
@@ -89,7 +90,7 @@ def build_evaluation(
                 "scoreboard": table(scoreboard_rows(scoreboard)),
                 "quality_against_size": picture(pareto_picture(scoreboard), "primary metric against bytes"),
                 "pareto_front": ", ".join(pareto_front(scoreboard)),
-                "worst_regressions": table(worst_regressions(read_answer_rows(artifact.path), limit=15)),
+                **({"worst_regressions": table(worse)} if worse else {}),
             },
             checks={
                 BEATS_BASE: beats_base(scoreboard, evaluation.min_improvement),

@@ -3,8 +3,6 @@
 Trials and their checkpoints live in the store's workspace, so a killed study continues at the step it had reached.
 """
 
-import json
-
 import dagster as dg
 
 from llm_assets import charts
@@ -73,7 +71,10 @@ def study_metadata(trials: list[TrialRecord]) -> dict[str, dg.MetadataValue | fl
     history = charts.line_chart(
         "Loss of completed trials", "trial", "evaluation loss", {"trial": values, "best so far": so_far}
     )
-    rows = [{**vars(trial), "parameters": json.dumps(trial.parameters, sort_keys=True)} for trial in trials[:50]]
+    rows = [
+        {"trial": t.number, "state": t.state, "value": t.value, **t.parameters, "steps": t.steps, "reason": t.reason}
+        for t in trials[:50]
+    ]
     numbers = {"best_value": float(best.value), "best_trial": best.number} if best and best.value is not None else {}
     return {
         **numbers,

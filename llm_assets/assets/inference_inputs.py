@@ -2,11 +2,12 @@
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 import pyarrow.parquet as pq
 
-from llm_assets.assets.conventions import Lineage
+from llm_assets.assets.conventions import Lineage, table
 from llm_assets.assets.inference_partitions import partitioning, published
 from llm_assets.data import FormatConfig
 from llm_assets.inference.checks import freshness, schema
@@ -54,6 +55,7 @@ def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format:
                 "rows": report.rows,
                 "refused_rows": report.refused,
                 "file_age_hours": (time.time() - report.newest_file_time) / 3600,
+                "sample": table(_first_questions(artifacts[partition].path / ROWS)),
             }
         due = _due(context, inference, written)
         checks = {
@@ -63,6 +65,13 @@ def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format:
         return published(context, artifacts, metadata, checks)
 
     return inference_inputs
+
+
+def _first_questions(path: Path) -> list[dict[str, str]]:
+    """What the first rows ask, or why they cannot."""
+    head = next(pq.ParquetFile(path).iter_batches(3, columns=["row_id", "messages", "refused"])).to_pylist()
+    asks = [row["messages"][-1]["content"] if row["messages"] else row["refused"] for row in head]
+    return [{"row_id": row["row_id"], "asks": (text or "")[:300]} for row, text in zip(head, asks, strict=True)]
 
 
 def _due(context: dg.AssetExecutionContext, inference: InferenceConfig, written: dict[str, float]) -> dict[str, float]:

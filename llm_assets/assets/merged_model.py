@@ -67,7 +67,7 @@ def build_merged_model(lineage: Lineage, merge: MergeConfig) -> dg.AssetsDefinit
 def merge_metadata(record: dict[str, Any]) -> dict[str, Any]:
     """Numbers of a merge and its modules of largest change for the asset page."""
     numbers = ("merged_modules", "mean_delta_share", "mean_rounding_share", "mean_quantization_share")
-    largest = sorted(record["modules"], key=lambda module: -module["delta_share"])[:20]
+    largest = sorted(record["modules"], key=lambda module: -module["delta_share"])[:10]
     return {
         **{name: record[name] for name in numbers},
         "policy": record["policy"],

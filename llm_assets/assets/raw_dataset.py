@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.parquet as pq
 
-from llm_assets.assets.conventions import Lineage, materialized, table
+from llm_assets.assets.conventions import Lineage, column_schema, materialized, table
 from llm_assets.data import FormatConfig, SourceConfig
 from llm_assets.data.formats import required_columns
 from llm_assets.data.ingestion import ROWS, ingest
@@ -14,6 +14,11 @@ from llm_assets.data.raw_checks import not_empty, schema_holds, sources_complete
 from llm_assets.resources.artifact_store import ArtifactStore
 
 SCHEMA, NOT_EMPTY, SOURCES_COMPLETE = "schema", "not_empty", "sources_complete"
+COLUMNS = {
+    "row_id": "Hash of the row's own values; exact repeats are numbered.",
+    "source": "Name of the source the row came from.",
+    "content_hash": "SHA-256 of the row's values.",
+}
 
 
 def build_raw_dataset(
@@ -54,7 +59,7 @@ def build_raw_dataset(
             artifact = store.publish(context.asset_key, staged)
         metadata = {
             "dagster/row_count": report.rows,
-            "dagster/column_schema": _column_schema(artifact.path / ROWS),
+            "dagster/column_schema": column_schema(artifact.path / ROWS, COLUMNS),
             "repeated_rows": report.repeats,
             "sources": table([{"source": name, "rows": rows} for name, rows in report.held.items()]),
             "sample": table(_sample(artifact.path / ROWS)),
@@ -64,10 +69,7 @@ def build_raw_dataset(
     return raw_dataset
 
 
-def _column_schema(path: Path) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in pq.read_schema(path)])
-
-
 def _sample(path: Path) -> list[dict[str, str]]:
-    head = next(pq.ParquetFile(path).iter_batches(3)).to_pylist()
-    return [{name: str(value)[:200] for name, value in row.items()} for row in head]
+    """The first row, one line per column: source rows are often too wide to be one line."""
+    first = next(pq.ParquetFile(path).iter_batches(1)).to_pylist()[0]
+    return [{"column": name, "value": str(value)[:300]} for name, value in first.items()]

@@ -72,6 +72,9 @@ def build_registered_version(
         with store.staging() as staged:
             write_record(staged, registered, loaded.metadata["variants"])
             artifact = store.publish(context.asset_key, staged)
+        scoreboard = loaded.metadata["scoreboard"]
+        primary = scoreboard["primary"]
+        lines = [{"candidate": row["candidate"], primary: row[primary], **row} for row in scoreboard_rows(scoreboard)]
         return materialized(
             artifact,
             {
@@ -81,7 +84,7 @@ def build_registered_version(
                 "mlflow_uri": registered.uri,
                 "mlflow": tracking.link(name, registered.version),
                 "model_card": dg.MetadataValue.md(write_model_card(name, loaded.metadata)),
-                "scoreboard": table(scoreboard_rows(loaded.metadata["scoreboard"])),
+                "scoreboard": table(lines),
             },
             checks={ROUND_TRIP: verdict},
         )

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 
-from llm_assets.assets.conventions import Lineage, materialized, picture, table
+from llm_assets.assets.conventions import Lineage, column_schema, materialized, picture, table
 from llm_assets.charts import bar_chart
 from llm_assets.data import TokenizationConfig
 from llm_assets.data.token_checks import (
@@ -24,6 +24,13 @@ from llm_assets.resources.artifact_store import ArtifactMissing, ArtifactStore
 
 TOKEN_STATS, EOS_SUPERVISED, LABEL_MASK = "token_stats", "eos_supervised", "label_mask"
 SPECIAL_TOKENS, TRUNCATION_SHARE, TEMPLATE_PARITY = "special_tokens", "truncation_share", "template_parity"
+COLUMNS = {
+    "row_id": "The conversation this row was rendered from.",
+    "input_ids": "Token ids of the whole conversation.",
+    "labels": "The same ids where a token carries loss, -100 elsewhere; not shifted.",
+    "prompt_tokens": "Tokens before the last answer.",
+    "supervised_tokens": "Tokens that carry loss.",
+}
 
 
 def build_tokenized_dataset(lineage: Lineage, tokenization: TokenizationConfig) -> dg.AssetsDefinition:
@@ -83,12 +90,11 @@ def _previous_statistics(context: dg.AssetExecutionContext, store: ArtifactStore
 
 
 def _metadata(path: Path, statistics: dict[str, Any]) -> dict[str, Any]:
-    fields = pq.read_schema(path / "train.parquet")
     names = ("tokens", "supervised_tokens", "supervised_share", "mean_length_tokens", "longest_row_tokens")
     histogram = dict(zip(map(str, statistics["histogram"]["edges"]), statistics["histogram"]["rows"], strict=True))
     metadata: dict[str, Any] = {
         "dagster/row_count": sum(statistics["rows"].values()),
-        "dagster/column_schema": dg.TableSchema([dg.TableColumn(f.name, str(f.type)) for f in fields]),
+        "dagster/column_schema": column_schema(path / "train.parquet", COLUMNS),
         **{name: statistics[name] for name in (*names, "packs", "packing_efficiency", "dropped_too_long")},
         "template_sha256": statistics["template_sha256"],
         "percentiles": table([statistics["percentiles"]]),

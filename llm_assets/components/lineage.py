@@ -32,6 +32,8 @@ from llm_assets.data import CurationConfig, FormatConfig, SourceConfig, SplitCon
 from llm_assets.evaluation import EvaluationConfig
 from llm_assets.inference import InferenceConfig
 from llm_assets.quantization import HardwareConfig, QuantizationConfig
+from llm_assets.quantization.hardware import find_gpu
+from llm_assets.quantization.support import refuse_unsupported
 from llm_assets.registry import RegistryConfig
 from llm_assets.training import BaseModelConfig, MergeConfig, StudyConfig, TrainingConfig
 
@@ -91,6 +93,15 @@ class LineageConfig(Config):
                 f"inference.variant is {self.inference.variant!r}, which this lineage does not make. "
                 f"Choose one of: {', '.join(['merged', *names])}."
             )
+        self.registry.chosen_variants(tuple(names))
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_could_only_fail_later(self) -> Self:
+        self.study.require_defaults(self.training)
+        if self.hardware.target:
+            for variant in self.quantization:
+                refuse_unsupported(variant, find_gpu(self.hardware.target))
         return self
 
 

@@ -146,16 +146,21 @@ def _step_seconds(instance: dg.DagsterInstance, key: dg.AssetKey) -> float:
 
 
 def check_lines(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> list[str]:
-    """Every check with its latest verdict; failures first and in words."""
-    verdicts: list[tuple[str, bool, str]] = []
+    """Every check with its latest verdict; failures (✗) and warnings (!) first and in words."""
+    told, passed = [], []
     for key in checks:
-        record = instance.get_latest_asset_check_evaluation_record(key)
         name = f"{'/'.join(key.asset_key.path[1:])}:{key.name}"
-        passed = record is not None and record.status.value == "SUCCEEDED"
-        evaluation = record.event.dagster_event.event_specific_data if record and record.event else None  # type: ignore[union-attr]
-        verdicts.append((name, passed, str(getattr(evaluation, "description", "") or "never evaluated")))
-    failures = [f"✗ {name}: {why}" for name, passed, why in verdicts if not passed]
-    return [*failures, *columns(f"✓ {name}" for name, passed, _ in verdicts if passed)]
+        record = instance.get_latest_asset_check_evaluation_record(key)
+        event = record.event.dagster_event if record and record.event else None
+        if record is None or event is None or record.status.value == "PLANNED":
+            told.append(f"✗ {name}: never evaluated")
+        elif record.status.value == "SUCCEEDED":
+            passed.append(f"✓ {name}")
+        else:
+            evaluation = event.asset_check_evaluation_data
+            mark = "!" if evaluation.severity == dg.AssetCheckSeverity.WARN else "✗"
+            told.append(f"{mark} {name}: {evaluation.description}")
+    return [*told, *columns(passed)]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -39,6 +39,7 @@ def main() -> int:
     started = time.monotonic()
     with dg.DagsterInstance.get() as instance:
         release_killed_runs(instance)
+        widen_gpu_pool(instance)
         ran = materialize_lineage(instance, MODEL)
         if ran is None:
             return 1
@@ -188,6 +189,12 @@ def describe(entry: dg.EventLogEntry) -> str | None:
         case _:
             line = None
     return line
+
+
+def widen_gpu_pool(instance: dg.DagsterInstance) -> None:
+    """Without a GPU the pool "gpu" guards nothing: let as many of its steps run as the executor starts."""
+    if not Path("/dev/nvidia0").exists():
+        instance.event_log_storage.set_concurrency_slots("gpu", 2)
 
 
 def release_killed_runs(instance: dg.DagsterInstance) -> None:

@@ -142,6 +142,12 @@ def test_a_minimal_lineage_loads(project):
         ("  quantization: [{ scheme: int3 }]", ["scheme", "'w4a16'", "int3"]),
         ("  quantization: [{ scheme: w4a16 }, { scheme: w4a16 }]", ["w4a16 more than once", "own `name`"]),
         ("  hardware: { target: RTX 9999 }", ["RTX 9999", "RTX 4090"]),
+        (
+            "  quantization: [{ scheme: nvfp4 }]\n  hardware: { target: RTX A5000 }",
+            ["nvfp4 needs compute capability 10.0", "RTX A5000 (8.6)", "Use w4a16"],
+        ),
+        ("  training: { learning_rate: 0.9 }", ["training.learning_rate is 0.9", "widen the range"]),
+        ("  quantization: [{ scheme: w4a16 }]\n  registry: { variants: [w8] }", ["lists w8", "Choose from: w4a16"]),
         ("  automation: { nightly_cron: nightly }", ["'nightly'", "five cron fields"]),
         (
             "  inference: { inputs: 'q/{partition}.csv', partitions: { type: static, keys: [a] }, variant: w8 }",

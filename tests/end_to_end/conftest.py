@@ -5,6 +5,7 @@ Every end-to-end test asserts on what that leaves behind, so surviving a crash c
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,7 +54,7 @@ class Demo:
         return ArtifactStore(root=str(self.directory / ".llm_assets" / "artifacts"))
 
     def run(self, *arguments: str, kill_after: str | None = None) -> int:
-        """Run a demo module; with `kill_after`, SIGKILL it once it has printed that text."""
+        """Run a demo module; with `kill_after`, SIGKILL it once a line matches that pattern."""
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", *arguments],
@@ -68,7 +69,7 @@ class Demo:
         for line in process.stdout:
             sys.stdout.write(line)
             printed.append(line)
-            if kill_after and kill_after in line:
+            if kill_after and re.search(kill_after, line):
                 process.send_signal(signal.SIGKILL)
                 break
         code = process.wait()
@@ -83,8 +84,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     shutil.copy(PROJECT / "dagster.yaml", directory)
     demo = Demo(directory)
     assert demo.run("llm_assets.demo.rows") == 0, demo.outputs[-1]
-    killed_in_training = demo.run("llm_assets.demo.run", kill_after=f"{MODEL}/lora_adapter: step")
-    killed_in_inference = demo.run("llm_assets.demo.run", kill_after=f"▶ {MODEL}/inference_outputs")
+    killed_in_training = demo.run("llm_assets.demo.run", kill_after=rf"{MODEL}/lora_adapter: step 1\d\d/")
+    killed_in_inference = demo.run("llm_assets.demo.run", kill_after=rf"{MODEL}/inference_outputs: .*to answer")
     assert (killed_in_training, killed_in_inference) == (-signal.SIGKILL, -signal.SIGKILL)
     assert demo.run("llm_assets.demo.run") == 0, demo.outputs[-1]
     return demo
