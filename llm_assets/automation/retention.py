@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
+from llm_assets.automation.sensors import default_sensor_status
 from llm_assets.resources.artifact_store import FINGERPRINT_KEY, ArtifactStore
 
 
@@ -29,6 +30,13 @@ def build_retention_job(model: str, keys: Sequence[dg.AssetKey], keep: int) -> d
         prune_artifacts()
 
     return retention
+
+
+def weekly(job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    """Run retention early on Sundays, where automation runs."""
+    running = default_sensor_status() is dg.DefaultSensorStatus.RUNNING
+    status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+    return dg.ScheduleDefinition(job=job, cron_schedule="0 4 * * 0", default_status=status)
 
 
 def current_fingerprints(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> set[str]:

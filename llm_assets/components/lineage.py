@@ -25,7 +25,7 @@ from llm_assets.assets.registered_version import build_registered_version
 from llm_assets.assets.token_usage import build_token_usage
 from llm_assets.assets.tokenized_dataset import build_tokenized_dataset
 from llm_assets.automation.conditions import nightly_backfill, rebuild_on_change
-from llm_assets.automation.retention import build_retention_job
+from llm_assets.automation.retention import build_retention_job, weekly
 from llm_assets.automation.sensors import build_new_data_sensor
 from llm_assets.core import Config
 from llm_assets.data import CurationConfig, FormatConfig, SourceConfig, SplitConfig, TokenizationConfig
@@ -142,6 +142,7 @@ class LLMLineage(dg.Component):
         return dg.Definitions(
             assets=[self._automated(asset) for asset in everything],
             jobs=[ingest, train, retention],
+            schedules=[weekly(retention)],
             sensors=[build_new_data_sensor(lineage.model, patterns, ingest.name)] if patterns else [],
         )
 
