@@ -31,7 +31,7 @@ demo: env engine-env ## Materialize the whole sql_demo lineage through Dagster a
 
 dev: env engine-env ## Open the Dagster UI on http://localhost:3000
 	@.venv/bin/python -m llm_assets.demo.rows
-	.venv/bin/dagster dev --workspace workspace.yaml --port $${PORT:-3000}
+	PYTHONWARNINGS=ignore .venv/bin/dagster dev --workspace workspace.yaml --port $${PORT:-3000}
 
 mlflow-ui: env ## Open the MLflow UI on http://localhost:5000
 	.venv/bin/mlflow server --backend-store-uri sqlite:///$(LLM_ASSETS_HOME)/mlflow.db --port $${PORT:-5000} --workers 1
@@ -55,7 +55,8 @@ format: env ## Rewrite the code in the project's format
 docs: env ## Write docs/lineage.md from the schema
 	.venv/bin/python -m llm_assets.components.reference > docs/lineage.md
 
-bench: $(BENCHES) ## Run every benchmark against what a user would pick instead
+bench: $(BENCHES) ## Run every benchmark against what a user would pick instead, and write README's table
+	.venv/bin/python -m benchmarks._readme
 
 $(BENCHES): bench-%: env engine-env
 	.venv/bin/python -m benchmarks.$* $(ARGS)

@@ -133,8 +133,16 @@ class LLMLineage(dg.Component):
         lineage = Lineage(self.config.model, self.config.owners)
         model_assets, inference_assets = self._model_assets(lineage), self._inference_assets(lineage)
         everything = [*model_assets, *inference_assets]
-        ingest = dg.define_asset_job(f"{lineage.model}_ingest", selection=[lineage.key("raw_dataset")])
-        train = dg.define_asset_job(f"{lineage.model}_train", selection=[a.key for a in model_assets])
+        ingest = dg.define_asset_job(
+            f"{lineage.model}_ingest",
+            selection=[lineage.key("raw_dataset")],
+            description="Reads the sources again; what lies below follows if their content changed.",
+        )
+        train = dg.define_asset_job(
+            f"{lineage.model}_train",
+            selection=[asset.key for asset in model_assets],
+            description="From the source rows to the champion, without inference.",
+        )
         retention = build_retention_job(
             lineage.model, [a.key for a in everything], self.config.automation.keep_versions
         )

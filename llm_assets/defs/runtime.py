@@ -21,9 +21,8 @@ def home() -> Path:
 def executor(backend: Literal["local", "kubernetes"]) -> dg.ExecutorDefinition:
     """One process per step, or one pod per step: either returns GPU memory when the step ends."""
     if backend == "local":
-        # A fork server loads the definitions once per run instead of once per step.
-        preloaded = {"preload_modules": ["dagster", "llm_assets.definitions", "llm_assets.components.lineage"]}
-        return dg.multiprocess_executor.configured({"max_concurrent": 2, "start_method": {"forkserver": preloaded}})
+        start = {"forkserver": {"preload_modules": preloaded_modules()}}
+        return dg.multiprocess_executor.configured({"max_concurrent": 2, "start_method": start})
     from dagster_k8s import k8s_job_executor
 
     return k8s_job_executor.configured(
@@ -33,6 +32,16 @@ def executor(backend: Literal["local", "kubernetes"]) -> dg.ExecutorDefinition:
             "step_k8s_config": {"job_spec_config": {"ttl_seconds_after_finished": 86400}},
         }
     )
+
+
+def preloaded_modules() -> list[str]:
+    """What the fork server imports once per run instead of once per step: the definitions, and `LLM_ASSETS_PRELOAD`.
+
+    That comma-separated list may name heavy packages for a long run, on a machine without a GPU only: a device that is
+    initialized before a fork is lost to the steps.
+    """
+    named = os.environ.get("LLM_ASSETS_PRELOAD", "").split(",")
+    return ["dagster", "llm_assets.definitions", "llm_assets.components.lineage", *filter(None, named)]
 
 
 @dg.definitions

@@ -37,6 +37,12 @@ def test_table_cells_of_any_type_become_text_or_numbers():
     assert records[0].data == {"a": "{'nested': 1}", "b": 2}
 
 
+def test_table_decimals_are_rounded_for_reading():
+    records = table([{"p99": 115.14000000000033, "loss": 0.07431405712904919, "bytes": 1234567}]).records
+
+    assert records[0].data == {"p99": 115.14, "loss": 0.074314, "bytes": 1234567}
+
+
 @pytest.mark.parametrize(
     ("verdicts", "unmet"),
     [
