@@ -29,19 +29,18 @@ from llm_assets.engine.tasks import (
 )
 
 BATCHED, SINGLE = "transformers `generate`, batches of 64", "transformers `generate`, one row at a time"
-MAX_NEW_TOKENS = 96
 
 
 def measure(quick: bool, scratch: Path) -> list[Row]:
     """Rows per second of the worker, of batches and of single rows, without and with start-up."""
     base = write_random_base(scratch) if quick else trained_base()
-    partitions, single_rows = (1, 6) if quick else (12, 90)
+    partitions, single_rows, new_tokens = (1, 3, 16) if quick else (12, 90, 96)
     rows = partitions * QUESTIONS_PER_PARTITION
     requests = write_questions(base, scratch, partitions)
     sides = {
-        "ours": lambda: with_worker(base, requests, scratch, rows),
-        BATCHED: lambda: with_transformers(base, requests, 64, rows, of=rows),
-        SINGLE: lambda: with_transformers(base, requests, 1, single_rows, of=rows),
+        "ours": lambda: with_worker(base, requests, scratch, rows, new_tokens),
+        BATCHED: lambda: with_transformers(base, requests, 64, new_tokens, rows, of=rows),
+        SINGLE: lambda: with_transformers(base, requests, 1, new_tokens, single_rows, of=rows),
     }
     found = interleaved(sides, rounds=1 if quick else 2)
     goals = {
@@ -66,12 +65,12 @@ def write_questions(base: Path, scratch: Path, partitions: int) -> Path:
     return scratch / "requests.parquet"
 
 
-def with_worker(base: Path, requests: Path, scratch: Path, rows: int) -> dict[str, float]:
+def with_worker(base: Path, requests: Path, scratch: Path, rows: int, max_new_tokens: int) -> dict[str, float]:
     """One worker process, as `inference_outputs` starts it."""
     output = scratch / f"answers_{len(list(scratch.glob('answers_*')))}"
     task = GenerationTask("benchmark", base, "vllm", requests, output)
     began = time.perf_counter()
-    run_tasks(None, [task], GenerationConfig(max_new_tokens=MAX_NEW_TOKENS), EngineConfig(), log=lambda _: None)
+    run_tasks(None, [task], GenerationConfig(max_new_tokens=max_new_tokens), EngineConfig(), log=lambda _: None)
     in_all = time.perf_counter() - began
     failed = [error for error in read_answers(output)["error"].to_pylist() if error]
     if failed or read_answers(output).num_rows != rows:
@@ -81,9 +80,11 @@ def with_worker(base: Path, requests: Path, scratch: Path, rows: int) -> dict[st
     return _rates(rows, report["seconds"], in_all) | {"completion_tokens": tokens}
 
 
-def with_transformers(base: Path, requests: Path, batch_rows: int, rows: int, of: int) -> dict[str, float]:
+def with_transformers(
+    base: Path, requests: Path, batch_rows: int, max_new_tokens: int, rows: int, *, of: int
+) -> dict[str, float]:
     """One process that answers the first `rows` rows; its rate with start-up is for `of` rows."""
-    arguments = [str(value) for value in (base, requests, batch_rows, MAX_NEW_TOKENS, rows)]
+    arguments = [str(value) for value in (base, requests, batch_rows, max_new_tokens, rows)]
     began = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks._generate_child", *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
