@@ -71,11 +71,12 @@ engine-env: .venv-vllm/.ready ## Make the engine environment (ENGINE=cpu or cuda
 	$(UV) pip install --quiet --python .venv/bin/python --constraints environments/constraints.txt --group dev --editable .
 	@touch $@
 
-.venv-vllm/.ready: environments/engine.in environments/engine-cuda.in environments/engine-constraints.txt | $(UV)
+.venv-vllm/.ready: $(wildcard environments/engine*) | $(UV)
 	@echo "Making .venv-vllm (the engine, $(ENGINE))"
 	$(UV) venv --quiet --allow-existing --python $(PYTHON_VERSION) .venv-vllm
 ifeq ($(ENGINE),cuda)
-	$(UV) pip install --quiet --python .venv-vllm/bin/python --requirements environments/engine-cuda.in
+	$(UV) pip install --quiet --python .venv-vllm/bin/python --constraints environments/engine-cuda-constraints.txt \
+		--requirements environments/engine-cuda.in
 else
 	$(UV) pip install --quiet --python .venv-vllm/bin/python --constraints environments/engine-constraints.txt \
 		--overrides environments/engine-overrides.txt --requirements environments/engine.in
@@ -86,9 +87,10 @@ endif
 	python3 -m venv .uv
 	.uv/bin/pip install --quiet uv==$(UV_VERSION)
 
-lock: | $(UV) ## Resolve both environments again and write their constraints
+lock: | $(UV) ## Resolve the environments again and write their constraints
 	$(UV) pip compile --quiet --python-version $(PYTHON_VERSION) --group dev pyproject.toml --no-annotate --no-header -o environments/constraints.txt
 	$(UV) pip compile --quiet --python-version $(PYTHON_VERSION) --override environments/engine-overrides.txt environments/engine.in --no-annotate --no-header -o environments/engine-constraints.txt
+	env -u UV_FIND_LINKS $(UV) pip compile --quiet --python-version $(PYTHON_VERSION) --python-platform x86_64-unknown-linux-gnu environments/engine-cuda.in --no-annotate --no-header -o environments/engine-cuda-constraints.txt
 	@sed -i -E '/^--find-links/d; s/^(torch==[0-9.]+)\+cpu$$/\1/' environments/constraints.txt environments/engine-constraints.txt
 
 clean: ## Delete everything the project made here: artifacts, Dagster and MLflow storage, environments
