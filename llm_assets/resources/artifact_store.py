@@ -115,7 +115,7 @@ class ArtifactStore(dg.ConfigurableResource):
                 for name in manifest["files"]:
                     (staged / name).chmod(0o444)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(target)
+                _move(staged, target)
             _verified_in_this_process.add(target)
             return Artifact(path=target, fingerprint=manifest[FINGERPRINT_KEY])
 
@@ -235,6 +235,18 @@ def verify(directory: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _move(staged: Path, target: Path) -> None:
+    """Give a sealed directory its final name, unless a process that made the same bytes was faster."""
+    try:
+        staged.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not (target / MANIFEST).exists():  # what is left of a version whose deletion was interrupted
+            shutil.rmtree(target)
+            staged.replace(target)
 
 
 def die_with_parent() -> None:

@@ -226,6 +226,27 @@ def test_pruning_keeps_the_newest_and_the_protected(store):
     assert {path.name for path in store.versions(KEY)} == {oldest.fingerprint, newest.fingerprint}
 
 
+def test_a_version_whose_deletion_was_interrupted_can_be_published_again(store):
+    artifact = publish(store, "x")
+    (artifact.path / "manifest.json").unlink()
+
+    assert publish(store, "x") == artifact
+    assert store.at(KEY, artifact.fingerprint) == artifact
+
+
+def test_a_process_that_made_the_same_bytes_meanwhile_is_no_conflict(store):
+    with store.staging() as mine:
+        (mine / "a.txt").write_text("x")
+        manifest = artifact_store.build_manifest(mine)
+        with store.staging() as theirs:
+            (theirs / "a.txt").write_text("x")
+            published = store.publish(KEY, theirs)
+        artifact_store._move(mine, published.path)  # as if the check before it had come first
+
+    assert manifest["fingerprint"] == published.fingerprint
+    assert store.at(KEY, published.fingerprint) == published
+
+
 def test_an_empty_directory_is_not_published(store):
     with pytest.raises(Exception, match="holds no file"), store.staging() as staged:
         store.publish(KEY, staged)
