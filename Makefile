@@ -68,17 +68,17 @@ engine-env: .venv-vllm/.ready ## Make the engine environment (ENGINE=cpu or cuda
 .venv/.ready: pyproject.toml environments/constraints.txt | $(UV)
 	@echo "Making .venv (orchestration, training, quantization, evaluation)"
 	$(UV) venv --quiet --allow-existing --python $(PYTHON_VERSION) .venv
-	$(UV) pip install --quiet --python .venv/bin/python --constraints environments/constraints.txt --group dev --editable .
+	$(UV) pip install --python .venv/bin/python --constraints environments/constraints.txt --group dev --editable .
 	@touch $@
 
 .venv-vllm/.ready: $(wildcard environments/engine*) | $(UV)
 	@echo "Making .venv-vllm (the engine, $(ENGINE))"
 	$(UV) venv --quiet --allow-existing --python $(PYTHON_VERSION) .venv-vllm
 ifeq ($(ENGINE),cuda)
-	$(UV) pip install --quiet --python .venv-vllm/bin/python --constraints environments/engine-cuda-constraints.txt \
+	$(UV) pip install --python .venv-vllm/bin/python --constraints environments/engine-cuda-constraints.txt \
 		--requirements environments/engine-cuda.in
 else
-	$(UV) pip install --quiet --python .venv-vllm/bin/python --constraints environments/engine-constraints.txt \
+	$(UV) pip install --python .venv-vllm/bin/python --constraints environments/engine-constraints.txt \
 		--overrides environments/engine-overrides.txt --requirements environments/engine.in
 endif
 	@touch $@

@@ -46,17 +46,11 @@ def print_report(instance: dg.DagsterInstance, definitions: dg.Definitions, mode
         ("Inference", inference_lines(built)),
         ("Seconds per asset", seconds_lines(instance, keys)),
         ("Asset checks", check_lines(instance, checks)),
-        (
-            "Look at it",
-            [
-                "make dev         Dagster UI  http://localhost:3000",
-                "make mlflow-ui   MLflow UI   http://localhost:5000",
-            ],
-        ),
     )
     for title, lines in sections:
         print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
-    print(f"\n{model}: done in {elapsed_seconds:.0f} s")
+    print(f"\n{model}: done in {elapsed_seconds:.0f} s. Look at what was built:")
+    print("  make dev         Dagster UI  http://localhost:3000\n  make mlflow-ui   MLflow UI   http://localhost:5000")
 
 
 def data_lines(built: Built) -> list[str]:

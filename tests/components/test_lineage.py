@@ -1,5 +1,6 @@
 """Every shipped YAML loads; a wrong one is refused at load with file, line, value and remedy."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,18 @@ def test_the_published_recipe_is_what_sql_genie_says():
     assert (training.warmup_share, training.epochs, training.save_every_steps) == (0.05, 1, 200)
     assert config.tokenization.max_length_tokens == 1024
     assert (variant.scheme, variant.kv_cache, variant.calibration_rows) == ("nvfp4", "fp8", 128)
+
+
+def test_the_mix_that_sql_genie_offers_is_valid_once_uncommented():
+    text = (PROJECT / "llm_assets" / "defs" / "sql_genie" / "defs.yaml").read_text()
+    config = LineageConfig.model_validate(yaml.safe_load(re.sub(r"(?m)^    # ", "    ", text))["attributes"])
+
+    assert {s.name: s.first_rows for s in config.sources} == {
+        "text_to_sql": 100_000,
+        "finetome": 100_000,
+        "ultrachat": 200_000,
+    }
+    assert [s.row_format.type for s in config.sources if s.row_format] == ["sharegpt", "openai_messages"]
 
 
 def test_loading_the_definitions_imports_nothing_heavy():
