@@ -9,15 +9,18 @@ first read in each process (1-2 GB/s per core).
     <root>/.staging/<random>/                                                     scratch, swept once its owner is gone
 """
 
-import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.process
+import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,11 +252,20 @@ def _move(staged: Path, target: Path) -> None:
             staged.replace(target)
 
 
+@functools.cache
 def die_with_parent() -> None:
-    """End this step process when the run that spawned it is killed, so that the next run finds the workspace free."""
-    if multiprocessing.parent_process() is not None:
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    """End this step process when the run that started it is killed, so that the next run finds the workspace free.
+
+    The kernel's parent-death signal would not do: a step's parent is the fork server, which outlives the run for as long
+    as it has steps.
+    """
+    if run := multiprocessing.parent_process():
+        threading.Thread(target=_die_after, args=(run,), daemon=True).start()
+
+
+def _die_after(run: multiprocessing.process.BaseProcess) -> None:
+    run.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

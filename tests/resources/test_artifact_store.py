@@ -192,7 +192,8 @@ def test_two_processes_never_share_a_workspace(store):
         pytest.fail("the lock was given twice")
 
 
-def test_a_step_dies_with_the_run_that_spawned_it(tmp_path):
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_a_step_dies_with_the_run_that_started_it(tmp_path, start_method):
     code = (
         "import multiprocessing, os, time\n"
         "from llm_assets.resources.artifact_store import ArtifactStore\n"
@@ -201,7 +202,7 @@ def test_a_step_dies_with_the_run_that_spawned_it(tmp_path):
         f"    with ArtifactStore(root={str(tmp_path)!r}).workspace(dg.AssetKey('a'), 'd'):\n"
         "        print(os.getpid(), flush=True); time.sleep(60)\n"
         "if __name__ == '__main__':\n"
-        "    p = multiprocessing.get_context('spawn').Process(target=step); p.start(); p.join()\n"
+        f"    p = multiprocessing.get_context({start_method!r}).Process(target=step); p.start(); p.join()\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
@@ -211,12 +212,18 @@ def test_a_step_dies_with_the_run_that_spawned_it(tmp_path):
     run.kill()
     run.wait()
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{step_pid}").exists() and time.monotonic() < deadline:
-        if "Z" in Path(f"/proc/{step_pid}/stat").read_text().split()[2]:
-            break
+    while is_running(step_pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{step_pid}").exists()
+
+    assert not is_running(step_pid)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_pruning_keeps_the_newest_and_the_protected(store):
