@@ -256,8 +256,8 @@ def _move(staged: Path, target: Path) -> None:
 def die_with_parent() -> None:
     """End this step process when the run that started it is killed, so that the next run finds the workspace free.
 
-    The kernel's parent-death signal would not do: a step's parent is the fork server, which outlives the run for as long
-    as it has steps.
+    The kernel's parent-death signal would not do: a step's parent is the fork server, which outlives the run while it
+    has steps.
     """
     if run := multiprocessing.parent_process():
         threading.Thread(target=_die_after, args=(run,), daemon=True).start()
