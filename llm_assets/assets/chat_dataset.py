@@ -13,6 +13,7 @@ from llm_assets.charts import bar_chart
 from llm_assets.data import CurationConfig, FormatConfig, SplitConfig
 from llm_assets.data.chat_checks import drop_share, no_split_leakage, roles_alternate
 from llm_assets.data.chat_dataset import build_chat_dataset as write_chat_dataset
+from llm_assets.data.curation import dropped_by_reason
 from llm_assets.data.ingestion import ROWS
 from llm_assets.resources.artifact_store import ArtifactStore
 
@@ -90,19 +91,9 @@ def _metadata(path: Path, report: dict[str, Any]) -> dict[str, Any]:
         "sample": table(_first_conversation(path)),
     }
     if report["dropped"]:
-        metadata["dropped"] = table(_dropped_by_reason(path, report["dropped"]))
+        metadata["dropped"] = table(dropped_by_reason(path / "dropped.parquet", report["dropped"]))
         metadata["drop_picture"] = picture(bar_chart("Dropped rows", "rows", report["dropped"]), "rows by reason")
     return metadata
-
-
-def _dropped_by_reason(path: Path, counts: dict[str, int]) -> list[dict[str, Any]]:
-    """One line per reason: its rows, and the first of them."""
-    dropped = pq.read_table(path / "dropped.parquet")
-    lines = []
-    for reason, rows in counts.items():
-        first = dropped.slice(dropped["reason"].index(reason).as_py(), 1).to_pylist()[0]
-        lines.append({"reason": reason, "rows": rows, "first_row": first["row_id"], "detail": first["detail"]})
-    return lines
 
 
 def _first_conversation(path: Path) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow.parquet as pq
 
 from llm_assets.assets.conventions import Lineage, column_schema, materialized, picture, table
 from llm_assets.charts import bar_chart
 from llm_assets.data import TokenizationConfig
+from llm_assets.data.curation import dropped_by_reason
 from llm_assets.data.token_checks import (
     eos_supervised,
     label_mask,
@@ -102,7 +102,7 @@ def _metadata(path: Path, statistics: dict[str, Any]) -> dict[str, Any]:
         "sample": dg.MetadataValue.md(_marked_sample(path)),
     }
     if statistics["dropped"]:
-        metadata["dropped"] = table(_dropped_by_reason(path, statistics["dropped"]))
+        metadata["dropped"] = table(dropped_by_reason(path / "dropped.parquet", statistics["dropped"]))
     return metadata
 
 
@@ -112,13 +112,3 @@ def _marked_sample(path: Path) -> str:
         text = "".join(f"⟦{piece}⟧" if on else piece for piece, on in pieces)
         return f"Supervised tokens stand between ⟦ and ⟧.\n\n````text\n{text[:6000]}\n````"
     return ""
-
-
-def _dropped_by_reason(path: Path, counts: dict[str, int]) -> list[dict[str, Any]]:
-    """One line per reason: its rows, and the first of them."""
-    dropped = pq.read_table(path / "dropped.parquet")
-    lines = []
-    for reason, rows in counts.items():
-        first = dropped.slice(dropped["reason"].index(reason).as_py(), 1).to_pylist()[0]
-        lines.append({"reason": reason, "rows": rows, "first_row": first["row_id"], "detail": first["detail"]})
-    return lines

@@ -193,3 +193,13 @@ def _rows(candidates: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _fetch(query: str, candidates: Path) -> list[tuple[int, str]]:
     with bounded_connection(beside=candidates) as connection:
         return connection.execute(query, [str(candidates)]).fetchall()
+
+
+def dropped_by_reason(dropped: Path, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One line per reason of a `dropped.parquet`: how many rows it cost, and the first of them."""
+    table = pq.read_table(dropped)
+    lines = []
+    for reason, rows in counts.items():
+        first = table.slice(table["reason"].index(reason).as_py(), 1).to_pylist()[0]
+        lines.append({"reason": reason, "rows": rows, "first_row": first["row_id"], "detail": first["detail"]})
+    return lines
