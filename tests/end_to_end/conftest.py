@@ -47,7 +47,9 @@ class Demo:
             "PYTHONPATH": str(PROJECT),
             "PYTHONUNBUFFERED": "1",
         }
-        return {**os.environ, **ours}
+        # MLflow writes the URI that an earlier test's client was given into this process's environment.
+        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        return {**inherited, **ours}
 
     @property
     def store(self) -> ArtifactStore:
