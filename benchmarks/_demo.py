@@ -19,9 +19,9 @@ from llm_assets.demo.base_tokenizer import END, PAD, VOCABULARY_SIZE, train_toke
 from llm_assets.demo.rows import home, training_rows
 
 
-def write_chat_dataset(scratch: Path, rows: int) -> Path:
+def write_chat_dataset(scratch: Path, rows: int, format: TextToSQLFormat | None = None) -> Path:
     """The chat dataset of the demo's first `rows` training rows."""
-    format = TextToSQLFormat()
+    format = format or TextToSQLFormat()
     raw, chat = scratch / "raw_dataset", scratch / "chat_dataset"
     for directory in (raw, chat):
         directory.mkdir()
@@ -31,8 +31,8 @@ def write_chat_dataset(scratch: Path, rows: int) -> Path:
     return chat
 
 
-def write_random_base(scratch: Path) -> Path:
-    """A model directory with the demo's tokenizer and sizes, and weights as they were drawn."""
+def write_random_base(scratch: Path, hidden: int = 128) -> Path:
+    """A model directory with the demo's tokenizer, weights as they were drawn, and at 128 wide the demo's sizes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -41,11 +41,11 @@ def write_random_base(scratch: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
         num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
         head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=True,

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+FINGERPRINT = "benchmark"
+
 
 def prepare(directory: Path, hidden: int, layers: int) -> None:
     """Write a Llama of random weights in several shards, and a random adapter on all its linear layers."""
@@ -17,31 +19,32 @@ def prepare(directory: Path, hidden: int, layers: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
     config = LlamaConfig(
-        vocab_size=32_000, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        vocab_size=32_000, hidden_size=hidden, intermediate_size=11 * hidden // 4, num_hidden_layers=layers,
         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
-    model.save_pretrained(directory / "base", max_shard_size="150MB")
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(directory / "base", max_shard_size="400MB")
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     adapted.save_pretrained(str(directory / "adapter"))
+    # as published artifacts have it: nothing is hashed again in a merge
+    (directory / "base" / "manifest.json").write_text(json.dumps({"fingerprint": FINGERPRINT}))
     record = {"method": "lora", "quantized_modules": [], "quantization": None, "end_token_ids": [2]}
-    (directory / "adapter" / "training.json").write_text(json.dumps(record))
+    (directory / "adapter" / "training.json").write_text(json.dumps({**record, "base_fingerprint": FINGERPRINT}))
 
 
 def merge_with_ours(directory: Path, out: Path) -> tuple[float, float]:
     """Stream the merge; returns wall and CPU clock when it began, after its imports."""
-    import safetensors.torch  # noqa: F401 - imports are not part of the merge
+    import torch  # noqa: F401 - imports are not part of the merge
 
     from llm_assets.training.merge import MergeConfig, merge_adapter
 
     began = time.perf_counter(), time.process_time()
-    merge_adapter(
-        directory / "base", directory / "adapter", out, MergeConfig(policy="original_base"), log=lambda _: None
-    )
+    merge_adapter(directory / "base", directory / "adapter", out, MergeConfig(policy="original"), log=lambda _: None)
     return began
 
 
@@ -64,9 +67,7 @@ def main() -> None:
     if what == "prepare":
         prepare(directory, int(sys.argv[3]), int(sys.argv[4]))
         return
-    out = directory / what
-    out.mkdir(exist_ok=True)
-    began, began_cpu = (merge_with_ours if what == "ours" else merge_with_peft)(directory, out)
+    began, began_cpu = (merge_with_ours if what == "ours" else merge_with_peft)(directory, directory / what)
     taken = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak

@@ -12,7 +12,7 @@ from benchmarks._harness import RESULTS, Row
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
-ORDER = ("tokenization", "packing", "training", "merge", "inference", "sql_scoring")
+ORDER = ("data", "packing", "training", "merge", "inference", "sql_scoring")
 
 
 class MarkersMissing(ValueError):

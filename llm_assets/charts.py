@@ -35,11 +35,54 @@ def labelled_scatter(title: str, x_label: str, y_label: str, points: Mapping[str
     return _png(figure)
 
 
+def scatter_panels(title: str, y_label: str, panels: Mapping[str, Sequence[tuple[Any, float]]]) -> bytes:
+    """Draw one panel of `(x, y)` dots per name, side by side on one y axis, and return PNG bytes.
+
+    The x of a panel are numbers, on a logarithmic scale where they span more than a factor of 30, or names.
+    """
+    figure, _ = _canvas(title, "", "")
+    figure.clear()
+    figure.suptitle(title)
+    for axes, (name, points) in zip(
+        figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0], panels.items(), strict=False
+    ):
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in xs)
+        axes.scatter(xs if numbers else [str(x) for x in xs], ys)
+        if numbers and xs and 0 < 30 * min(xs) < max(xs):
+            axes.set_xscale("log")
+        axes.set(xlabel=name)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set(ylabel=y_label)
+    return _png(figure)
+
+
 def bar_chart(title: str, y_label: str, bars: Mapping[str, float]) -> bytes:
     """Draw one bar per name and return PNG bytes."""
     figure, axes = _canvas(title, "", y_label)
     axes.bar(list(bars), list(bars.values()))
     axes.tick_params(axis="x", rotation=30)
+    return _png(figure)
+
+
+def funnel_chart(title: str, steps: Sequence[tuple[str, int, int]], parts: Mapping[str, int]) -> bytes:
+    """Draw one bar per `(step, left, lost)`, the lost part hatched, and a last bar of the parts; return PNG bytes."""
+    figure, axes = _canvas(title, "", "")
+    figure.set_size_inches(7, 0.9 + 0.32 * (len(steps) + 1))
+    total = max(1, *(left + lost for _, left, lost in steps))
+    for at, (_, left, lost) in enumerate(steps):
+        axes.barh(at, left, color="tab:blue")
+        axes.barh(at, lost, left=left, color="white", edgecolor="tab:red", hatch="////", linewidth=0)
+        axes.text(total * 1.01, at, f"{left:,}" + (f"  −{lost:,}" if lost else ""), va="center", fontsize=8)
+    start = 0
+    for (name, size), color in zip(parts.items(), ("tab:blue", "tab:orange", "tab:green"), strict=False):
+        axes.barh(len(steps), size, left=start, color=color, label=f"{name} {size:,}")
+        start += size
+    axes.set_yticks(range(len(steps) + 1), [*(step for step, _, _ in steps), "splits"])
+    axes.set(xlim=(0, total * 1.18), xticks=[])
+    axes.spines["bottom"].set_visible(False)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=max(1, len(parts)), frameon=False)
     return _png(figure)
 
 

@@ -59,7 +59,7 @@ def publish_lineage(tiny_base: Path, root: Path) -> PublishedLineage:
     lineage = PublishedLineage(*(root / name for name in ("base", "chat", "tokenized", "adapter", "merged", "variant")))
     shutil.copytree(tiny_base, lineage.base)
     shutil.copytree(tiny_base, lineage.merged)
-    (lineage.merged / "merge.json").write_text(json.dumps({"policy": "trained_function", "dtype": "bfloat16"}))
+    (lineage.merged / "merge.json").write_text(json.dumps({"policy": "dequantized", "dtype": "bfloat16"}))
     write_chat(lineage.chat)
     lineage.tokenized.mkdir()
     tokenize_dataset(lineage.chat, lineage.base, lineage.tokenized, TokenizationConfig(), lambda _: None)

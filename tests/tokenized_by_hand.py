@@ -10,17 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_assets.data.token_files import write_rows
+
 COLUMNS = ["number", "name", "city", "total"]
 TABLES = ["orders", "people", "towns"]
-ROW = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("prompt_tokens", pa.int32()),
-        ("supervised_tokens", pa.int32()),
-    ]
-)
 
 
 def conversations(count: int, seed: int) -> list[tuple[str, str]]:
@@ -55,7 +48,7 @@ def write_dataset(base: Path, directory: Path, train: int = 64, held_out: int = 
                 }
             )
         directory.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, ROW), directory / f"{split}.parquet")
+        write_rows(directory, split, rows)
         if split == "train":
             write_packs(directory, [len(row["input_ids"]) for row in rows])
     tokenizer.save_pretrained(directory / "tokenizer")

@@ -6,13 +6,16 @@ from llm_assets.assets.conventions import Lineage, materialized, table
 from llm_assets.resources.artifact_store import ArtifactStore
 from llm_assets.training.base_checks import describe, supported_architecture, trained_special_tokens
 from llm_assets.training.base_model import BaseModelConfig, prepare_base_model
+from llm_assets.training.training_config import TrainingConfig
 
 TRAINED_SPECIAL_TOKENS = "trained_special_tokens"
 SUPPORTED_ARCHITECTURE = "supported_architecture"
 
 
-def build_base_model(lineage: Lineage, config: BaseModelConfig) -> dg.AssetsDefinition:
-    """The asset `<model>/base_model`."""
+def build_base_model(
+    lineage: Lineage, config: BaseModelConfig, training: TrainingConfig | None = None
+) -> dg.AssetsDefinition:
+    """The asset `<model>/base_model`; rows that `training` trains need not have been trained before."""
     checks = {
         TRAINED_SPECIAL_TOKENS: "The base was trained on the special tokens its chat template writes.",
         SUPPORTED_ARCHITECTURE: "Training, quantization and engine all know the architecture.",
@@ -23,7 +26,7 @@ def build_base_model(lineage: Lineage, config: BaseModelConfig) -> dg.AssetsDefi
         stage="training",
         kinds={"huggingface", "pytorch"},
         version="1",
-        settings=[config],
+        settings=[config, *_trained_rows(training)],
         check_specs=lineage.blocking_checks("base_model", names=checks),
     )
     def base_model(context: dg.AssetExecutionContext, store: ArtifactStore) -> dg.MaterializeResult:
@@ -47,9 +50,16 @@ def build_base_model(lineage: Lineage, config: BaseModelConfig) -> dg.AssetsDefi
                 "special_tokens": table(description.special_tokens),
             },
             checks={
-                TRAINED_SPECIAL_TOKENS: trained_special_tokens(artifact.path),
+                TRAINED_SPECIAL_TOKENS: trained_special_tokens(artifact.path, training),
                 SUPPORTED_ARCHITECTURE: supported_architecture(artifact.path),
             },
         )
 
     return base_model
+
+
+def _trained_rows(training: TrainingConfig | None) -> list[str]:
+    """What of the training block changes this asset's verdict, so that it is given anew."""
+    if training is None:
+        return []
+    return [*training.trainable_tokens, *training.modules_to_save, *(["full"] if training.method == "full" else [])]

@@ -1,8 +1,10 @@
 """`<model>/inference_inputs`: the rows to answer, one partition per input file."""
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeGuard
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -10,16 +12,19 @@ import pyarrow.parquet as pq
 from llm_assets.assets.conventions import Lineage, table
 from llm_assets.assets.inference_partitions import partitioning, published
 from llm_assets.data import FormatConfig
+from llm_assets.data.formats import TemplateFormat, TemplateUnavailable
 from llm_assets.inference.checks import freshness, schema
 from llm_assets.inference.config import DailyPartitions, InferenceConfig
 from llm_assets.inference.inputs import ROWS, read_partition
-from llm_assets.resources.artifact_store import ArtifactStore
+from llm_assets.registry.prompts import parse_prompt_uri, read_prompt_record
+from llm_assets.resources.artifact_store import ArtifactMissing, ArtifactStore
 
 SCHEMA, FRESHNESS = "schema", "freshness"
 
 
 def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format: FormatConfig) -> dg.AssetsDefinition:
     """The inference inputs of a lineage."""
+    format = format.inlined()
 
     @lineage.asset(
         "inference_inputs",
@@ -28,6 +33,7 @@ def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format:
         version="1",
         settings=[inference.inputs, format],
         **partitioning(inference),
+        deps=[lineage.key("champion")] if _asks_by_registered_prompt(format) else [],
         check_specs=lineage.blocking_checks(
             "inference_inputs",
             names={
@@ -43,11 +49,12 @@ def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format:
         cannot be asked stays in, with the reason in `refused`.
         """
         artifacts, metadata, tables, written = {}, {}, {}, {}
+        trained = _as_trained(context, store, lineage, format)
         for partition in context.partition_keys:
             with store.staging() as staged:
-                report = read_partition(partition, inference, format, staged, context.log.info)
+                report = read_partition(partition, inference, trained, staged, context.log.info)
                 artifacts[partition] = store.publish(context.asset_key, staged, partition=partition)
-            columns = [*format.prompt_columns, "row_id", "refused"]
+            columns = [*trained.prompt_columns, "row_id", "refused"]
             tables[partition] = pq.read_table(artifacts[partition].path / ROWS, columns=list(dict.fromkeys(columns)))
             written[partition] = report.newest_file_time
             metadata[partition] = {
@@ -59,12 +66,38 @@ def build_inference_inputs(lineage: Lineage, inference: InferenceConfig, format:
             }
         due = _due(context, inference, written)
         checks = {
-            SCHEMA: schema(tables, format.prompt_columns, inference.max_error_share),
+            SCHEMA: schema(tables, trained.prompt_columns, inference.max_error_share),
             FRESHNESS: freshness(due, inference.freshness_hours, datetime.now(UTC)),
         }
         return published(context, artifacts, metadata, checks)
 
     return inference_inputs
+
+
+def _as_trained(
+    context: dg.AssetExecutionContext, store: ArtifactStore, lineage: Lineage, format: FormatConfig
+) -> FormatConfig:
+    """The format, a prompt of the registry in the version the champion was trained with.
+
+    Before there is a champion, in that the conversations were written with.
+    """
+    if not _asks_by_registered_prompt(format):
+        return format
+    prompts = {}
+    for asset in ("chat_dataset", "champion"):
+        with suppress(ArtifactMissing):
+            opened = store.open(context.instance, lineage.key(asset))
+            prompts |= {prompt.name: prompt for prompt in read_prompt_record(opened.path)}
+    name = parse_prompt_uri(str(format.template_uri))[0]
+    if name not in prompts:
+        raise TemplateUnavailable(
+            f"{format.template_uri}: chat_dataset was made without it. Materialize chat_dataset and what follows again."
+        )
+    return format.resolved(prompts[name].template)
+
+
+def _asks_by_registered_prompt(format: FormatConfig) -> TypeGuard[TemplateFormat]:
+    return isinstance(format, TemplateFormat) and format.template_uri is not None
 
 
 def _first_questions(path: Path) -> list[dict[str, str]]:

@@ -115,7 +115,10 @@ def _champion(
 ) -> RegisteredVersion:
     champion = store.open(context.instance, lineage.key("champion"))
     promoted = json.loads((champion.path / "champion.json").read_text())
-    return load_version(name, str(promoted["version"]), tracking.store().tracking_uri)
+    mlflow = tracking.store()
+    version = load_version(name, str(promoted["version"]), mlflow.tracking_uri, mlflow.separate_registry_uri)
+    version.require_promoted()  # its own evidence: what a challenger fails does not stop the version in use
+    return version
 
 
 def _previous(context: dg.AssetExecutionContext, store: ArtifactStore, partition: str) -> Path | None:

@@ -2,10 +2,10 @@
 
 The new-data sensor decides by content, not by time: a touched but unchanged file starts nothing. Its run key names the
 content and how often content changed before, so a crash between tick and launch starts nothing twice, and data that
-returns to an earlier state is still ingested. Files are hashed again only when their size or modification time moved.
+returns to an earlier state is still ingested. What lies in a bucket is told by its entity tags and never fetched; the
+tables of a server tell nothing and need a schedule.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+
+from llm_assets.data.source_files import SourceFile, files_of
+from llm_assets.data.sources import SourceConfig, SourceMissing, redacted
 
 SETTLE_SECONDS = 10  # a file younger than this may still be being written
 ALERT_WEBHOOK_VARIABLE = "LLM_ASSETS_ALERT_WEBHOOK"
@@ -29,13 +32,14 @@ def default_sensor_status() -> dg.DefaultSensorStatus:
 
 def build_new_data_sensor(model: str, patterns: Sequence[str], job_name: str) -> dg.SensorDefinition:
     """Start the ingestion job once per new content of the files that match the source patterns."""
+    watched = ", ".join(map(redacted, patterns))
 
     @dg.sensor(
         name=f"{model}_new_data",
         job_name=job_name,
         minimum_interval_seconds=60,
         default_status=default_sensor_status(),
-        description=f"Ingests {', '.join(patterns)} again when their content changes; retraining follows from that.",
+        description=f"Ingests {watched} again when their content changes; retraining follows from that.",
     )
     def new_data(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = json.loads(context.cursor) if context.cursor else {"changes": 0, "files": {}}
@@ -43,7 +47,7 @@ def build_new_data_sensor(model: str, patterns: Sequence[str], job_name: str) ->
             return dg.SkipReason(f"A watched file is younger than {SETTLE_SECONDS} s and may still be being written.")
         files = observe_files(patterns, cursor["files"])
         if not files:
-            return dg.SkipReason(f"No file matches {', '.join(patterns)}.")
+            return dg.SkipReason(f"No file matches {watched}.")
         content = content_digest(files)
         if content == content_digest(cursor["files"]):
             return dg.SensorResult(
@@ -59,17 +63,32 @@ def build_new_data_sensor(model: str, patterns: Sequence[str], job_name: str) ->
 
 
 def observe_files(patterns: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Size, modification time (ns) and SHA-256 of every matching file; unmoved files keep their known hash."""
+    """What every matching file is now: its state, and a SHA-256 that changes when its content does.
+
+    A local file is hashed again only when its state moved. A file at a URL is not fetched: its entity tag, or its size
+    and modification time where the store has no tags, stand for its content.
+    """
     observed = {}
-    for path in _matching(patterns):
-        state = path.stat()
-        entry = dict(known.get(str(path), {}))
-        if (entry.get("bytes"), entry.get("modified_ns")) != (state.st_size, state.st_mtime_ns):
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            entry = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "sha256": sha256}
-        observed[str(path)] = entry
+    for name, file in _matching(patterns).items():
+        state = file.state
+        entry = dict(known.get(name, {}))
+        if entry.get("state") != state:
+            entry = {
+                "state": state,
+                "sha256": _remote_digest(state) if file.filesystem else _file_digest(Path(file.path)),
+            }
+        observed[name] = entry
     return observed
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remote_digest(state: Mapping[str, Any]) -> str:
+    meant = state["tags"] or [state["bytes"], state["modified_seconds"]]
+    return hashlib.sha256(json.dumps(meant).encode()).hexdigest()
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -78,12 +97,19 @@ def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def _matching(patterns: Sequence[str]) -> list[Path]:
-    return sorted({Path(name) for pattern in patterns for name in glob.glob(pattern, recursive=True)})
+def _matching(patterns: Sequence[str]) -> dict[str, SourceFile]:
+    found: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        try:
+            files = files_of(SourceConfig(path=pattern, format="parquet"))  # whatever they hold: nothing is read here
+        except SourceMissing:
+            continue
+        found |= {str(file.path): file for file in files}
+    return dict(sorted(found.items()))
 
 
 def _still_being_written(patterns: Sequence[str]) -> bool:
-    return any(time.time() - path.stat().st_mtime < SETTLE_SECONDS for path in _matching(patterns))
+    return any(time.time() - file.state["modified_seconds"] < SETTLE_SECONDS for file in _matching(patterns).values())
 
 
 def build_failure_sensor() -> dg.SensorDefinition:

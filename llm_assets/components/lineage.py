@@ -13,8 +13,10 @@ from llm_assets.assets.base_model import build_base_model
 from llm_assets.assets.champion import build_champion
 from llm_assets.assets.chat_dataset import build_chat_dataset
 from llm_assets.assets.conventions import Lineage
+from llm_assets.assets.environment import build_environments
 from llm_assets.assets.evaluation import build_evaluation
 from llm_assets.assets.hpo_study import build_hpo_study
+from llm_assets.assets.hub_repositories import build_hub_repositories
 from llm_assets.assets.inference_inputs import build_inference_inputs
 from llm_assets.assets.inference_outputs import build_inference_outputs
 from llm_assets.assets.lora_adapter import build_lora_adapter
@@ -25,8 +27,10 @@ from llm_assets.assets.registered_version import build_registered_version
 from llm_assets.assets.token_usage import build_token_usage
 from llm_assets.assets.tokenized_dataset import build_tokenized_dataset
 from llm_assets.automation.conditions import nightly_backfill, rebuild_on_change
+from llm_assets.automation.inference_job import build_inference_job
 from llm_assets.automation.retention import build_retention_job, weekly
 from llm_assets.automation.sensors import build_new_data_sensor
+from llm_assets.components.published import lineage_metadata
 from llm_assets.core import Config
 from llm_assets.data import CurationConfig, FormatConfig, SourceConfig, SplitConfig, TokenizationConfig
 from llm_assets.evaluation import EvaluationConfig
@@ -97,6 +101,12 @@ class LineageConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _refuse_columns_the_prompt_does_not_take(self) -> Self:
+        if not getattr(self.format, "template_uri", None):  # that prompt's columns are known when it is resolved
+            self.registry.served(self.format.model_dump(mode="json"), self.base_model.source).asked(())
+        return self
+
+    @model_validator(mode="after")
     def _refuse_what_could_only_fail_later(self) -> Self:
         self.study.require_defaults(self.training)
         if self.hardware.target:
@@ -132,7 +142,8 @@ class LLMLineage(dg.Component):
         """Assets in the order data flows, with their automation, jobs and sensors."""
         lineage = Lineage(self.config.model, self.config.owners)
         model_assets, inference_assets = self._model_assets(lineage), self._inference_assets(lineage)
-        everything = [*model_assets, *inference_assets]
+        beyond = self._assets_beyond_the_champion(lineage)
+        everything = [*model_assets, *beyond, *inference_assets]
         ingest = dg.define_asset_job(
             f"{lineage.model}_ingest",
             selection=[lineage.key("raw_dataset")],
@@ -142,14 +153,16 @@ class LLMLineage(dg.Component):
             f"{lineage.model}_train",
             selection=[asset.key for asset in model_assets],
             description="From the source rows to the champion, without inference.",
+            metadata=lineage_metadata(self.config),
         )
+        answer = build_inference_job(lineage.model, lineage_metadata(self.config))
         retention = build_retention_job(
             lineage.model, [a.key for a in everything], self.config.automation.keep_versions
         )
-        patterns = [source.path for source in self.config.sources if not source.hub]
+        patterns = [pattern for source in self.config.sources for pattern in source.watched]
         return dg.Definitions(
             assets=[self._automated(asset) for asset in everything],
-            jobs=[ingest, train, retention],
+            jobs=[ingest, train, answer, retention],
             schedules=[weekly(retention)],
             sensors=[build_new_data_sensor(lineage.model, patterns, ingest.name)] if patterns else [],
         )
@@ -163,16 +176,28 @@ class LLMLineage(dg.Component):
             build_raw_dataset(lineage, config.sources, config.format, config.split.columns),
             build_chat_dataset(lineage, config.format, config.curation, config.split, own_formats),
             build_tokenized_dataset(lineage, config.tokenization),
-            build_base_model(lineage, config.base_model),
+            build_base_model(lineage, config.base_model, config.training),
             build_hpo_study(lineage, config.study, config.training),
             build_lora_adapter(lineage, config.training),
             build_merged_model(lineage, config.merge),
             *variants,
             build_evaluation(lineage, config.evaluation, names),
         ]
-        registered = build_registered_version(lineage, config.registry, names, gate=_check_keys(made))
+        registered = build_registered_version(
+            lineage,
+            config.registry,
+            names,
+            gate=_check_keys(made),
+            row_format=config.format.inlined().model_dump(mode="json"),
+            base=config.base_model.source,
+        )
         champion = build_champion(lineage, config.registry, gate=_check_keys([*made, registered]))
         return [*made, registered, champion]
+
+    def _assets_beyond_the_champion(self, lineage: Lineage) -> list[dg.AssetsDefinition]:
+        registry, base = self.config.registry, self.config.base_model
+        environments = build_environments(lineage, registry)
+        return [*environments, *([build_hub_repositories(lineage, registry.hub, base.hub)] if registry.hub else [])]
 
     def _inference_assets(self, lineage: Lineage) -> list[dg.AssetsDefinition]:
         inference = self.config.inference
@@ -180,8 +205,7 @@ class LLMLineage(dg.Component):
             return []
         inputs = build_inference_inputs(lineage, inference, self.config.format)
         registered_name = self.config.registry.registered_name(lineage.model)
-        gate = [dg.AssetCheckKey(lineage.key("champion"), "gate"), *_check_keys([inputs])]
-        outputs = build_inference_outputs(lineage, inference, registered_name, gate=gate)
+        outputs = build_inference_outputs(lineage, inference, registered_name, gate=_check_keys([inputs]))
         return [inputs, outputs, build_token_usage(lineage, inference)]
 
     def _automated(self, asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
@@ -190,6 +214,8 @@ class LLMLineage(dg.Component):
         condition = nightly if asset.partitions_def else rebuild_on_change()
         if not asset.dependency_keys and not asset.partitions_def:
             return asset  # sources and the base change only by a sensor, a person or the YAML
+        if self.config.registry.is_manual(asset.key.path[1:]):
+            return asset  # what leaves this environment does so by a person, unless the YAML says otherwise
         return asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=condition))
 
 

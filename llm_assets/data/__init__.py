@@ -4,6 +4,6 @@ from llm_assets.data.curation import CurationConfig
 from llm_assets.data.formats import FormatConfig
 from llm_assets.data.sources import SourceConfig
 from llm_assets.data.splits import SplitConfig
-from llm_assets.data.tokenization import TokenizationConfig
+from llm_assets.data.token_config import TokenizationConfig
 
 __all__ = ["CurationConfig", "FormatConfig", "SourceConfig", "SplitConfig", "TokenizationConfig"]

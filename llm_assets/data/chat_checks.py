@@ -1,57 +1,70 @@
-"""What must hold of curated conversations: they render, no split leaks into another, and not too much was dropped."""
+"""What must hold of curated conversations: they render, no split leaks into another, and not too much was dropped.
 
-from collections.abc import Iterator, Mapping
+Every check reads the published files again and trusts nothing that curation remembered. All rows are compared; the
+cost is a second sketch of each, some 20 µs.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
 from llm_assets.core import CheckResult
+from llm_assets.data.chat_rows import read_chat
 from llm_assets.data.messages import RowRefused, check_turns
-from llm_assets.data.similarity import NearDuplicates, content_text, key_of
+from llm_assets.data.minhash import estimated_similarity, sketch
+from llm_assets.data.similarity import said
 from llm_assets.data.splits import SPLITS
 
 SAMPLE_ROWS = 20
-COMPARED_HELD_OUT_ROWS = 1_000
-COMPARED_TRAIN_ROWS = 20_000  # about ten seconds of MinHash
+HELD_OUT = ("test", "validation")
+COMPARED_PER_BUCKET = 16
 
 
 def roles_alternate(chat: Path) -> CheckResult:
     """Every conversation is system?, user, assistant, … with no empty turn, and ends with the assistant."""
-    rows, bad = 0, []
+    rows, bad, count = 0, [], 0
     for split in SPLITS:
-        for row in _rows(chat, split):
-            rows += 1
-            try:
-                check_turns(row["messages"])
-            except RowRefused as refused:
-                bad.append({"split": split, "row_id": row["row_id"], "problem": str(refused)})
+        for row_ids, conversations in read_chat(chat / f"{split}.parquet"):
+            for row_id, messages in zip(row_ids, conversations, strict=True):
+                rows += 1
+                try:
+                    check_turns(messages)
+                except RowRefused as refused:
+                    count += 1
+                    if len(bad) < SAMPLE_ROWS:
+                        bad.append({"split": split, "row_id": row_id, "problem": str(refused)})
     return CheckResult(
-        passed=rows > 0 and not bad,
-        summary=f"{rows - len(bad)} of {rows} conversations have well-formed turns.",
-        numbers={"conversations": rows, "bad_conversations": len(bad)},
-        rows=bad[:SAMPLE_ROWS],
+        passed=rows > 0 and not count,
+        summary=f"{rows - count} of {rows} conversations have well-formed turns.",
+        numbers={"conversations": rows, "bad_conversations": count},
+        rows=bad,
     )
 
 
 def no_split_leakage(chat: Path, similarity: float, max_near_share: float) -> CheckResult:
-    """No prompt stands in two splits, and few held-out rows nearly repeat a training row.
-
-    Equality is checked on every row; likeness between up to 1,000 held-out and 20,000 training rows, spread evenly.
-    """
-    exact = _exact_leaks(chat)
-    near, compared = _near_leaks(chat, similarity)
-    share = len(near) / compared if compared else 0.0
+    """No prompt and no row id stands in two splits, and few held-out rows nearly repeat a training row."""
+    held_out = _HeldOut(similarity)
+    for split in HELD_OUT:
+        for row_ids, conversations in read_chat(chat / f"{split}.parquet"):
+            held_out.add(split, row_ids, conversations)
+    held_out.close()
+    for row_ids, conversations in read_chat(chat / "train.parquet"):
+        held_out.compare(row_ids, conversations)
+    near, rows = held_out.near, len(held_out.row_ids)
+    share = len(near) / rows if rows else 0.0
     return CheckResult(
-        passed=not exact and share <= max_near_share,
-        summary=f"{len(exact)} rows stand in two splits. {len(near)} of {compared} compared held-out rows "
+        passed=not held_out.leaks and share <= max_near_share,
+        summary=f"{held_out.leaks} rows stand in two splits. {len(near)} of {rows} held-out rows "
         f"({share:.1%}, allowed {max_near_share:.0%}) are at least {similarity:.0%} like a training row.",
         numbers={
-            "exact_leaks": len(exact),
+            "exact_leaks": held_out.leaks,
+            "near_duplicates": len(near),
             "near_duplicate_share": float(share),
-            "held_out_rows_compared": compared,
+            "held_out_rows": rows,
         },
-        rows=[*exact, *near][:SAMPLE_ROWS],
+        rows=[*held_out.exact, *near.values()][:SAMPLE_ROWS],
     )
 
 
@@ -69,46 +82,71 @@ def drop_share(report: Mapping[str, Any], max_share: float) -> CheckResult:
     )
 
 
-def _exact_leaks(chat: Path) -> list[dict[str, Any]]:
-    """Rows whose whole text or prompt occurs in a more protected split; keys of held-out rows are kept in memory."""
-    seen: dict[str, tuple[str, str]] = {}
-    leaks = []
-    for split in ("test", "validation", "train"):
-        keys: dict[str, tuple[str, str]] = {}
-        for row in _rows(chat, split):
-            prompt = key_of(content_text(row["messages"][:-1]))
-            if prompt in seen:
-                other_split, other = seen[prompt]
-                leaks.append({"row_id": row["row_id"], "split": split, "also_in": other_split, "as": other})
-            if split != "train":
-                keys[prompt] = (split, row["row_id"])
-        seen |= keys
-    return leaks
+class _HeldOut:
+    """The held-out rows in memory, a few hundred bytes each, and what was found of them in other splits."""
 
+    def __init__(self, similarity: float):
+        self.row_ids: list[str] = []
+        self.splits: list[str] = []
+        self.leaks, self.exact = 0, list[dict[str, Any]]()
+        self.near: dict[int, dict[str, Any]] = {}
+        self._similarity = similarity
+        self._prompts: dict[int, int] = {}  # key of a prompt, to the row that asks it
+        self._places: dict[str, int] = {}
+        self._bins: list[np.ndarray] = []
+        self._bands: list[np.ndarray] = []
 
-def _near_leaks(chat: Path, similarity: float) -> tuple[list[dict[str, Any]], int]:
-    """Held-out rows that are like some training row, and how many were compared."""
-    index, split_of = NearDuplicates(similarity), {}
-    for split in ("validation", "test"):
-        for row in _spread(chat, split, COMPARED_HELD_OUT_ROWS // 2):
-            split_of[row["row_id"]] = split
-            index.add(row["row_id"], content_text(row["messages"]))
-    near: dict[str, dict[str, Any]] = {}
-    for row in _spread(chat, "train", COMPARED_TRAIN_ROWS) if split_of else ():
-        for name in index.like(content_text(row["messages"])):
-            near.setdefault(
-                name, {"row_id": name, "split": split_of[name], "also_in": "train (nearly)", "as": row["row_id"]}
-            )
-    return list(near.values()), len(split_of)
+    def add(self, split: str, row_ids: list[str], conversations: list[list[dict[str, Any]]]) -> None:
+        what = [said(messages) for messages in conversations]
+        for row_id, says in zip(row_ids, what, strict=True):
+            self._note_leak(split, row_id, says.prompt_key)
+            self._prompts.setdefault(says.prompt_key, len(self.row_ids))
+            self._places.setdefault(row_id, len(self.row_ids))
+            self.row_ids.append(row_id)
+            self.splits.append(split)
+        sketches = sketch([says.text for says in what], self._similarity)
+        self._bins.append(sketches.bins)
+        self._bands.append(sketches.bands)
 
+    def close(self) -> None:
+        """Sort the bands for look-up."""
+        bands = np.concatenate(self._bands) if self._bands else np.zeros((0, 0), np.uint32)
+        self._bins = [np.concatenate(self._bins)] if self._bins else []
+        self._order = np.argsort(bands, axis=0, kind="stable")
+        self._sorted = np.take_along_axis(bands, self._order, axis=0)
 
-def _spread(chat: Path, split: str, most: int) -> Iterator[dict[str, Any]]:
-    step = max(1, -(-pq.read_metadata(chat / f"{split}.parquet").num_rows // most))
-    for n, row in enumerate(_rows(chat, split)):
-        if n % step == 0:
-            yield row
+    def compare(self, row_ids: list[str], conversations: list[list[dict[str, Any]]]) -> None:
+        """Look for training rows among the held-out ones."""
+        what = [said(messages) for messages in conversations]
+        for row_id, says in zip(row_ids, what, strict=True):
+            self._note_leak("train", row_id, says.prompt_key)
+        if not self._bins:
+            return
+        sketches = sketch([says.text for says in what], self._similarity)
+        meets: dict[int, set[int]] = {}
+        for band in range(self._sorted.shape[1]):
+            keys, order = self._sorted[:, band], self._order[:, band]
+            low = np.searchsorted(keys, sketches.bands[:, band], side="left")
+            high = np.searchsorted(keys, sketches.bands[:, band], side="right")
+            for row in np.flatnonzero(high > low).tolist():
+                bucket = order[low[row] : high[row]]
+                if len(bucket) > COMPARED_PER_BUCKET:  # other rows and other bands take the others in turn
+                    bucket = np.roll(bucket, -row * COMPARED_PER_BUCKET)[:COMPARED_PER_BUCKET]
+                meets.setdefault(row, set()).update(n for n in bucket.tolist() if n not in self.near)
+        for row, met in meets.items():
+            places = np.array(sorted(met), np.int64)
+            alike = estimated_similarity(sketches.bins[row], self._bins[0][places]) >= self._similarity
+            for place in places[alike].tolist():
+                self.near[place] = self._found(place, "train (nearly)", row_ids[row])
 
+    def _note_leak(self, split: str, row_id: str, prompt_key: int) -> None:
+        for place in (self._prompts.get(prompt_key), self._places.get(row_id)):
+            if place is not None and self.splits[place] != split:
+                self.leaks += 1
+                if len(self.exact) < SAMPLE_ROWS:
+                    found = {"also_in": self.splits[place], "as": self.row_ids[place]}
+                    self.exact.append({"row_id": row_id, "split": split, **found})
+                return
 
-def _rows(chat: Path, split: str) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(chat / f"{split}.parquet").iter_batches(2048, columns=["row_id", "messages"]):
-        yield from batch.to_pylist()
+    def _found(self, place: int, also_in: str, other: str) -> dict[str, Any]:
+        return {"row_id": self.row_ids[place], "split": self.splits[place], "also_in": also_in, "as": other}

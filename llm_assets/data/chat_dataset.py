@@ -1,33 +1,35 @@
 """Raw rows become curated conversations in three splits, in two passes over files with flat memory per row.
 
-The first pass reads each row and writes what is well formed to a scratch file; the second writes the splits without
-the rows that repeat one another.
+The first pass reads each row and writes what is well formed to a scratch file; then rows are compared by their keys and
+sketches; the second pass writes the splits. Rows keep the order of the raw dataset, so unchanged rows stay where they
+were when others are appended. Only hashes, row ids and lengths are held in memory, some 100 bytes a row.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.data.curation import CurationConfig, judge, repeated, source_rows
+from llm_assets.data.candidates import Candidates
+from llm_assets.data.chat_rows import CHAT, batches, messages_of
+from llm_assets.data.curation import CurationConfig
+from llm_assets.data.decontamination import ProtectedRuns, benchmark_runs
+from llm_assets.data.deduplication import KEPT, QUOTES, REASONS, Decision, decide
+from llm_assets.data.dropped import DroppedRow, DroppedRows, excerpt_of
 from llm_assets.data.formats import FormatConfig
-from llm_assets.data.messages import MESSAGE, Conversation, RowRefused
-from llm_assets.data.similarity import content_text, key_of
-from llm_assets.data.splits import SPLITS, SplitConfig, refuse_empty_splits, split_of
+from llm_assets.data.row_reader import Reading
+from llm_assets.data.splits import SPLITS, TRAIN, SplitConfig, refuse_bad_splits
 
-CHAT = pa.schema(
-    [("row_id", pa.string()), ("messages", pa.list_(MESSAGE)), ("tools", pa.string()), ("extras", pa.string())]
-)
-KEYS = pa.schema([("split", pa.string()), ("content_key", pa.string()), ("prompt_key", pa.string())])
-CANDIDATE = pa.schema([*CHAT, *KEYS, ("content", pa.string())])
-DROPPED = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+DROPPED_ROWS = "dropped.parquet"
 REPORT = "report.json"
-ANY = ""  # key of the format for sources without one of their own
+PERCENTILES = (5, 50, 95, 99, 100)
 
 
 class NoConversationKept(LLMAssetsError):
@@ -56,105 +58,122 @@ def build_chat_dataset(
         log: Told about the progress.
 
     Returns:
-        The report: `{"ingested": n, "kept": n, "dropped": {reason: n}, "splits": {split: n}}`.
+        The report: `{"ingested": n, "kept": n, "dropped": {reason: n}, "splits": {split: n}, "pii": {kind: n},
+        "contaminated_by": {source: n}, "characters": {split: {percentile: n}}}`.
 
     Raises:
         NoConversationKept: every row was dropped; gives the reasons.
         SplitEmpty: a split with a share got no row.
+        SplitTooSmall: a split of a fixed size got fewer rows.
         PredicateInvalid: `curation.where` is refused by DuckDB.
+        PredicateFailed: a predicate failed on a row.
+        BenchmarkUnreadable: a benchmark file is missing or malformed.
     """
-    candidates = out / "candidates.scratch"
-    ingested, dropped = _read(rows, candidates, {**(formats_by_source or {}), ANY: format}, curation, split, log=log)
-    verdicts = repeated(candidates, curation, log)
-    kept = _write_splits(candidates, out, verdicts, dropped)
-    candidates.unlink()
-    reasons = dict(sorted(Counter(row["reason"] for row in dropped).items()))
+    protected = benchmark_runs(curation.contamination) if curation.contamination else None  # refuse before the work
+    reading = Reading(formats_by_source or {}, format, curation, split)
+    together = bool(curation.near_duplicates and curation.near_duplicates.action == "keep_together")
+    quoted = Counter[str]()
+    with (
+        TemporaryDirectory(dir=out, prefix=".scratch-") as scratch,
+        DroppedRows(out / DROPPED_ROWS) as dropped,
+        Candidates(Path(scratch), reading, dropped) as found,
+    ):
+        found.read(rows, log)
+        if found.rows == 0:
+            raise _nothing_kept(found.ingested, dropped)
+        decision = decide(found.keys(), split, found.sketches, together, log)
+        if protected:
+            quoted = _drop_quoting(found.path, decision, protected)
+            log(f"compared training rows with what is protected: {quoted.total()} quote {dict(quoted)}")
+        kept = _write_splits(found, out, decision, dropped)
+        lengths = found.characters()
+        splits, reasons = (np.frombuffer(column, np.uint8) for column in (decision.split, decision.reason))
+        sizes = {name: lengths[(splits == n) & (reasons == KEPT)] for n, name in enumerate(SPLITS)}
     if not sum(kept.values()):
-        first = dropped[0] if dropped else {"row_id": "-", "reason": "no row", "detail": ""}
-        raise NoConversationKept(
-            f"None of {ingested} rows became a conversation: {reasons}. First: row {first['row_id']}, "
-            f"{first['reason']}: {first['detail']}. Correct the format's columns or the curation."
-        )
-    refuse_empty_splits(kept, split)
-    pq.write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet", compression="zstd")
-    report = {"ingested": ingested, "kept": sum(kept.values()), "dropped": reasons, "splits": kept}
+        raise _nothing_kept(found.ingested, dropped)
+    refuse_bad_splits(kept, split)
+    report = {
+        "ingested": found.ingested,
+        "kept": sum(kept.values()),
+        "dropped": dict(sorted(dropped.counts.items())),
+        "splits": kept,
+        "pii": dict(sorted(found.scrubbed.items())),
+        "contaminated_by": dict(quoted),
+        "characters": {name: _percentiles(sizes[name]) for name in SPLITS if kept[name]},
+    }
     (out / REPORT).write_text(json.dumps(report, indent=1))
     return report
 
 
-def _read(
-    rows: Path,
-    candidates: Path,
-    formats: Mapping[str, FormatConfig],
-    curation: CurationConfig,
-    split: SplitConfig,
-    *,
-    log: Callable[[str], None],
-) -> tuple[int, list[dict[str, str]]]:
-    """First pass: well-formed conversations to the scratch file, the others to the returned list."""
-    total, read, dropped = pq.read_metadata(rows).num_rows, 0, []
-    next_report = total // 20
-    with pq.ParquetWriter(candidates, CANDIDATE, compression="zstd") as writer:
-        for batch in source_rows(rows, curation):
-            found = []
-            for row in batch:
-                format = formats.get(row["source"], formats[ANY])
-                try:
-                    found.append(_candidate(row, judge(row, format, curation), format, split))
-                except RowRefused as refused:
-                    dropped.append({"row_id": row["row_id"], "reason": refused.reason, "detail": refused.detail})
-            if found:
-                writer.write_batch(pa.RecordBatch.from_pylist(found, CANDIDATE))
-            read += len(batch)
-            if read >= next_report:
-                log(f"read {read} of {total} rows, {len(dropped)} dropped")
-                next_report += max(1, total // 20)
-    return read, dropped
+def _drop_quoting(candidates: Path, decision: Decision, protected: ProtectedRuns) -> Counter[str]:
+    """Drop training rows that quote what is protected; returns how many rows quote each source."""
+    if protected.config.held_out:
+        protected.protect("held-out rows", _held_out_texts(candidates, decision))
+        protected.seal()
+    for rows, texts in _training_texts(candidates, decision):
+        protected.count([said for row, said in zip(rows, texts, strict=True) if decision.asks_first[row]])
+    quoted = Counter[str]()
+    for rows, texts in _training_texts(candidates, decision):
+        for row, verdict in zip(rows, protected.judge(texts), strict=True):
+            if verdict:
+                source, decision.quoted[row] = verdict
+                decision.reason[row] = QUOTES
+                quoted[source] += 1
+    return quoted
 
 
-def _candidate(row: dict[str, Any], found: Conversation, format: FormatConfig, split: SplitConfig) -> dict[str, Any]:
-    content = content_text(found.messages)
-    prompt_key = key_of(content_text(found.messages[:-1]))
-    extras = {name: row.get(name) for name in format.keep_columns}
-    return {
-        "row_id": row["row_id"],
-        "messages": found.messages,
-        "tools": found.tools,
-        "extras": json.dumps(extras, ensure_ascii=False),
-        "split": split_of(row, prompt_key, split),
-        "content_key": key_of(content),
-        "prompt_key": prompt_key,
-        "content": content,
-    }
+def _training_texts(candidates: Path, decision: Decision) -> Iterator[tuple[list[int], list[list[str]]]]:
+    """Row numbers of kept training rows, and the texts of each, batch by batch."""
+    start = 0
+    for batch in batches(candidates, ["messages"]):
+        conversations = dict(enumerate(messages_of(batch), start))
+        rows = [row for row in conversations if decision.reason[row] == KEPT and decision.split[row] == TRAIN]
+        yield rows, [[turn["content"] for turn in conversations[row] if turn["role"] != "system"] for row in rows]
+        start += batch.num_rows
 
 
-def _write_splits(
-    candidates: Path, out: Path, verdicts: dict[int, tuple[str, str]], dropped: list[dict[str, str]]
-) -> dict[str, int]:
-    """Second pass: each kept row to its split's file, in row order; appends what is left out to `dropped`."""
-    writers = {split: pq.ParquetWriter(out / f"{split}.parquet", CHAT, compression="zstd") for split in SPLITS}
+def _held_out_texts(candidates: Path, decision: Decision) -> Iterator[str]:
+    start = 0
+    for batch in batches(candidates, ["messages"]):
+        for row, messages in enumerate(messages_of(batch), start):
+            if decision.split[row] != TRAIN and decision.reason[row] == KEPT:
+                yield from (turn["content"] for turn in messages if turn["role"] != "system")
+        start += batch.num_rows
+
+
+def _write_splits(found: Candidates, out: Path, decision: Decision, dropped: DroppedRows) -> dict[str, int]:
+    """Second pass: each kept row to its split's file, in row order, and the others to the dropped rows."""
+    splits, reasons = (np.frombuffer(column, np.uint8) for column in (decision.split, decision.reason))
+    writers = [pq.ParquetWriter(out / f"{split}.parquet", CHAT, compression="zstd") for split in SPLITS]
     kept: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    n = 0
-    for batch in pq.ParquetFile(candidates).iter_batches(2048):
-        splits, ids = batch.column("split").to_pylist(), batch.column("row_id").to_pylist()
-        places: dict[str, list[int]] = {split: [] for split in SPLITS}
-        for at, (split, row_id) in enumerate(zip(splits, ids, strict=True)):
-            if n + at in verdicts:
-                reason, detail = verdicts[n + at]
-                dropped.append({"row_id": row_id, "reason": reason, "detail": detail})
-            else:
-                places[split].append(at)
-        _write_taken(writers, batch.select(CHAT.names), places)
-        kept = {split: kept[split] + len(places[split]) for split in SPLITS}
-        n += batch.num_rows
-    for writer in writers.values():
+    start = 0
+    for batch in batches(found.path):
+        here = slice(start, start + batch.num_rows)
+        for n, (name, writer) in enumerate(zip(SPLITS, writers, strict=True)):
+            places = np.flatnonzero((splits[here] == n) & (reasons[here] == KEPT))
+            if len(places):
+                writer.write_batch(batch.select(CHAT.names).take(pa.array(places)).cast(CHAT))
+                kept[name] += len(places)
+        leaving = np.flatnonzero(reasons[here] != KEPT)
+        gone = batch.take(pa.array(leaving))
+        origins = zip(*(gone[name].to_pylist() for name in ("row_id", "source", "place")), strict=True)
+        for row, origin, messages in zip((start + leaving).tolist(), origins, messages_of(gone), strict=True):
+            reason, detail = REASONS[decision.reason[row]], decision.detail(row, found.row_ids)
+            dropped.add(DroppedRow(*origin, reason=reason, detail=detail, excerpt=excerpt_of(messages)))
+        start += batch.num_rows
+    for writer in writers:
         writer.close()
     return kept
 
 
-def _write_taken(
-    writers: dict[str, pq.ParquetWriter], batch: pa.RecordBatch, places: dict[str, Sequence[int]] | dict[str, list[int]]
-) -> None:
-    for split, writer in writers.items():
-        if places[split]:
-            writer.write_batch(batch.take(pa.array(places[split], pa.int64())).cast(CHAT))
+def _percentiles(sizes: np.ndarray) -> dict[str, int]:
+    return {f"p{p}": int(np.percentile(sizes, p, method="nearest")) for p in PERCENTILES}
+
+
+def _nothing_kept(ingested: int, dropped: DroppedRows) -> NoConversationKept:
+    reasons, first = dict(sorted(dropped.counts.items())), ""
+    if row := dropped.first:
+        first = f" First: row {row.row_id} of {row.place or row.source}, {row.reason}: {row.detail}."
+    return NoConversationKept(
+        f"None of {ingested} rows became a conversation: {reasons}.{first} Correct the format or the curation."
+    )

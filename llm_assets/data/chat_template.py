@@ -28,6 +28,15 @@ FILE = "chat_template.jinja"
 PINNED_DATE = datetime(2024, 7, 26)  # the date Llama 3.1's own template falls back to
 DATE_STRING = PINNED_DATE.strftime("%d %b %Y")
 OPEN, CLOSE = "\ue0f0", "\ue0f1"  # private use: no text has them, and rows that do are refused
+TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -107,8 +116,8 @@ class ChatTemplate:
                 strftime_now=pinned_strftime,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise RowRefused("template_refused", str(error)) from None
+        except TEMPLATE_FAULTS as error:
+            raise RowRefused("template_refused", str(error) or type(error).__name__) from None
         return _without_marks(marked)
 
     @cached_property

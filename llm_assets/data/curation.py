@@ -1,54 +1,60 @@
-"""Which conversations are kept: every row either stays or leaves with one counted reason.
+"""Which conversations are kept, judged one by one: every row either passes or leaves with one counted reason.
 
-Rows are judged one by one as they stream by (`judge`), then against one another (`repeated`). Held-out rows win
-over training rows that repeat them, so what a model is measured on is never what it learned.
+The order is fixed: the SQL predicate on the raw row, the format, the turns, personal data out, the filters, the Python
+predicate. What rows are to one another is decided afterwards (`deduplication`, `decontamination`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import duckdb
-import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from llm_assets.core import Config, LLMAssetsError
+from llm_assets.core import Config
+from llm_assets.data.decontamination import ContaminationConfig
+from llm_assets.data.filters import CharsetFilter, LanguageFilter, LengthFilter, PhraseFilter, RepetitionFilter
 from llm_assets.data.formats import FormatConfig, conversation
 from llm_assets.data.messages import Conversation, RowRefused, check_turns
-from llm_assets.data.similarity import NearDuplicates, ngrams
-from llm_assets.data.spilling import bounded_connection
-
-HELD_OUT_FIRST = "CASE split WHEN 'test' THEN 0 WHEN 'validation' THEN 1 ELSE 2 END"
-PASSES = "passes_where"
+from llm_assets.data.pii import PIIConfig, Scrubber
+from llm_assets.data.predicates import ask_predicate, find_predicate, refuse_bad_sql, source_digest
 
 
-class PredicateInvalid(LLMAssetsError):
-    """`curation.where` is no predicate over the source columns."""
+class NearDuplicateConfig(Config):
+    """What is done about conversations that nearly repeat an earlier one."""
+
+    similarity: float = Field(
+        default=0.8, gt=0, le=1, description="From which Jaccard similarity of 3-word runs two rows are alike."
+    )
+    action: Literal["drop", "keep_together"] = Field(
+        default="drop",
+        description="drop keeps the first row of a cluster; keep_together keeps all of it, in one split.",
+    )
 
 
 class CurationConfig(Config):
-    """What is dropped, and how much may be."""
+    """What is dropped or changed, and how much may be. A block that is left out does nothing."""
 
     where: str | None = Field(
         default=None, description="DuckDB predicate over the source columns that a row must meet, e.g. `score > 3`."
     )
-    max_chars: int | None = Field(
-        default=None, ge=1, description="Longest conversation in characters; no limit by default."
-    )
-    near_duplicate_similarity: float | None = Field(
+    length: LengthFilter | None = Field(default=None, description="Bounds on characters and turns.")
+    language: LanguageFilter | None = Field(default=None, description="Languages to keep.")
+    charset: CharsetFilter | None = Field(default=None, description="Unicode scripts to expect; damaged text.")
+    repetition: RepetitionFilter | None = Field(default=None, description="Answers that repeat themselves.")
+    phrases: PhraseFilter | None = Field(default=None, description="Refusals, boilerplate and phrases of your own.")
+    predicate: str | None = Field(
         default=None,
-        gt=0,
-        le=1,
-        description="Drop rows at least this alike (Jaccard of 3-word shingles); off by default.",
+        description="Python function `package.module:function` that takes (messages, row) and returns True to keep.",
     )
-    contamination_ngram_words: int | None = Field(
-        default=None,
-        ge=3,
-        description="Compare training with held-out rows by runs of this many words; off by default.",
+    pii: PIIConfig | None = Field(default=None, description="Personal data and secrets to replace by placeholders.")
+    near_duplicates: NearDuplicateConfig | None = Field(
+        default=None, description="Conversations that nearly repeat an earlier one; equal ones are always dropped."
     )
-    contamination_share: float = Field(
-        default=0.5, gt=0, le=1, description="Drop a training row when this share of its runs occurs in held-out rows."
+    contamination: ContaminationConfig | None = Field(
+        default=None, description="Benchmarks and held-out rows that training rows must not quote."
     )
+    processes: int = Field(default=1, ge=1, description="Processes that read rows at once; the result is the same.")
     max_drop_share: float = Field(
         default=0.5, ge=0, le=1, description="Check drop_share fails above this share of rows."
     )
@@ -62,144 +68,77 @@ class CurationConfig(Config):
         description="Check no_split_leakage fails above this share of near-duplicate held-out rows.",
     )
 
+    @field_validator("where")
+    @classmethod
+    def _one_expression(cls, where: str | None) -> str | None:
+        return where if where is None else refuse_bad_sql(where)
 
-def source_rows(raw: Path, config: CurationConfig, batch_rows: int = 2048) -> Iterator[list[dict[str, Any]]]:
-    """Yield the raw rows in order, each with the extra boolean `passes_where`.
+    @field_validator("predicate")
+    @classmethod
+    def _importable(cls, predicate: str | None) -> str | None:
+        if predicate is not None:
+            find_predicate(predicate)
+        return predicate
 
-    Raises:
-        PredicateInvalid: DuckDB does not take `where`; says why.
-    """
-    predicate = f"coalesce(CAST(({config.where}) AS BOOLEAN), false)" if config.where else "true"
-    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
-        source = str(raw).replace("'", "''")
-        try:
-            reader = connection.sql(f"SELECT *, {predicate} AS {PASSES} FROM read_parquet('{source}')").to_arrow_reader(
-                batch_rows
-            )
-            for batch in reader:
-                yield batch.to_pylist()
-        except duckdb.Error as error:
-            if not config.where:
-                raise
-            raise PredicateInvalid(
-                f"curation.where '{config.where}': {str(error).split(chr(10))[0]}. Correct it; it sees the columns of "
-                "the source."
-            ) from error
+    def named_contents(self) -> dict[str, Any]:
+        """Digests of the files that the config only names, and whose content decides the dataset all the same."""
+        return {
+            "predicate": source_digest(self.predicate) if self.predicate else None,
+            "benchmarks": self.contamination.digest() if self.contamination else [],
+        }
 
 
-def judge(row: Mapping[str, Any], format: FormatConfig, config: CurationConfig) -> Conversation:
-    """Read one row as a conversation, judged on its own.
-
-    Raises:
-        RowRefused: `where`, `bad_roles`, `empty_turn`, `too_long_chars`, or a cell that does not parse.
-    """
-    if not row[PASSES]:
-        raise RowRefused("where", f"not {config.where}")
-    found = conversation(row, format)
-    check_turns(found.messages)
-    characters = sum(len(turn["content"]) + len(turn["tool_calls"] or "") for turn in found.messages)
-    if config.max_chars and characters > config.max_chars:
-        raise RowRefused("too_long_chars", f"{characters} characters, at most {config.max_chars}")
-    return found
-
-
-def repeated(
-    candidates: Path, config: CurationConfig, log: Callable[[str], None] = print
-) -> dict[int, tuple[str, str]]:
-    """Judge the candidates against one another.
+class Judge:
+    """Reads rows as conversations and refuses those that the curation drops.
 
     Args:
-        candidates: Parquet with row_id, split, content (normalised), content_key and prompt_key, in row order.
-        config: Thresholds; near duplicates and n-grams are compared only when set.
-        log: Told about the slow comparisons.
-
-    Returns:
-        `(reason, detail)` by row number of each candidate to drop: `duplicate`, `contaminated` or `near_duplicate`.
+        formats: Format of each source with one of its own.
+        format: Format of all others.
+        config: What is dropped.
     """
-    verdicts = _same_prompt_held_out(candidates) | _same_content(candidates)
-    if config.contamination_ngram_words:
-        verdicts |= _shared_ngrams(candidates, verdicts, config.contamination_ngram_words, config.contamination_share)
-        log(f"compared word runs with the held-out rows: {len(verdicts)} rows to drop so far")
-    if config.near_duplicate_similarity:
-        verdicts |= _near_duplicates(candidates, verdicts, config.near_duplicate_similarity, log)
-    return verdicts
 
+    def __init__(self, formats: Mapping[str, FormatConfig], format: FormatConfig, config: CurationConfig):
+        self._formats, self._format, self._config = formats, format, config
+        filters = (config.length, config.charset, config.language, config.repetition, config.phrases)
+        self._filters = [chosen for chosen in filters if chosen is not None]
+        self._predicate = find_predicate(config.predicate) if config.predicate else None
+        self._scrubber = Scrubber(config.pii) if config.pii else None
+        self._masking = Scrubber(config.pii) if config.pii else None  # of what is shown, which is not counted
 
-def _same_content(candidates: Path) -> dict[int, tuple[str, str]]:
-    """All but the first of equal conversations; a held-out one counts as first."""
-    query = f"""
-        SELECT n, first FROM (
-            SELECT file_row_number AS n, row_number() OVER same AS rank, first_value(row_id) OVER same AS first
-            FROM read_parquet(?, file_row_number=true)
-            WINDOW same AS (PARTITION BY content_key ORDER BY {HELD_OUT_FIRST}, file_row_number)
-        ) WHERE rank > 1"""
-    return {n: ("duplicate", f"of {first}") for n, first in _fetch(query, candidates)}
+    def scrubbed(self) -> Counter[str]:
+        """Personal data replaced so far, by kind."""
+        return Counter(self._scrubber.counts) if self._scrubber else Counter()
 
+    def without_personal_data(self, text: str) -> str:
+        """Text for people, masked as the rows are."""
+        return self._masking.text(text) if self._masking else text
 
-def _same_prompt_held_out(candidates: Path) -> dict[int, tuple[str, str]]:
-    """Rows whose prompt a more protected split asks as well: train below validation below test."""
-    query = f"""
-        SELECT n, first FROM (
-            SELECT file_row_number AS n, {HELD_OUT_FIRST} AS place,
-                   first_value({HELD_OUT_FIRST}) OVER asked AS best, first_value(row_id) OVER asked AS first
-            FROM read_parquet(?, file_row_number=true)
-            WINDOW asked AS (PARTITION BY prompt_key ORDER BY {HELD_OUT_FIRST}, file_row_number)
-        ) WHERE place > best"""
-    return {n: ("contaminated", f"asks what held-out row {first} asks") for n, first in _fetch(query, candidates)}
+    def read(self, row: Mapping[str, Any], passes_where: bool) -> tuple[Conversation, str]:
+        """Read one raw row as a conversation, without personal data, and the JSON text of its kept columns.
 
+        Raises:
+            RowRefused: with the reason it is counted under.
+        """
+        if not passes_where:
+            raise RowRefused("where", f"not {self._config.where}")
+        format = self._formats.get(row["source"], self._format)
+        found = conversation(row, format)
+        check_turns(found.messages)
+        kept = {name: row.get(name) for name in format.keep_columns}
+        extras = json.dumps(kept, ensure_ascii=False) if kept else "{}"
+        if self._scrubber:
+            extras = self._scrubber.json_text(extras) or extras
+            found = Conversation(self._scrubber.messages(found.messages), self._scrubber.json_text(found.tools))
+        return found, extras
 
-def _shared_ngrams(
-    candidates: Path, dropped: Mapping[int, Any], words: int, share: float
-) -> dict[int, tuple[str, str]]:
-    held_out: set[int] = set()
-    for _, row in _rows(candidates):
-        if row["split"] != "train":
-            held_out |= ngrams(row["content"], words)
-    verdicts = {}
-    for n, row in _rows(candidates):
-        if row["split"] == "train" and n not in dropped:
-            runs = ngrams(row["content"], words)
-            found = len(runs & held_out) / len(runs)
-            if found >= share:
-                verdicts[n] = ("contaminated", f"{found:.0%} of its {words}-word runs are in held-out rows")
-    return verdicts
+    def judge(self, found: Conversation, row: Mapping[str, Any]) -> None:
+        """Put a conversation through the filters and the Python predicate.
 
-
-def _near_duplicates(
-    candidates: Path, dropped: Mapping[int, Any], similarity: float, log: Callable[[str], None]
-) -> dict[int, tuple[str, str]]:
-    """Later rows that nearly repeat an earlier one; held-out rows enter the index first."""
-    index, verdicts, seen = NearDuplicates(similarity), {}, 0
-    for split in ("test", "validation", "train"):
-        for n, row in _rows(candidates):
-            if row["split"] == split and n not in dropped:
-                like = index.add_unless_like(row["row_id"], row["content"])
-                if like:
-                    verdicts[n] = ("near_duplicate", f"at least {similarity:.0%} like {like}")
-                seen += 1
-                if seen % 20_000 == 0:
-                    log(f"near duplicates: {seen} rows compared, {len(verdicts)} found")
-    return verdicts
-
-
-def _rows(candidates: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    n = 0
-    for batch in pq.ParquetFile(candidates).iter_batches(2048, columns=["row_id", "split", "content"]):
-        for row in batch.to_pylist():
-            yield n, row
-            n += 1
-
-
-def _fetch(query: str, candidates: Path) -> list[tuple[int, str]]:
-    with bounded_connection(beside=candidates) as connection:
-        return connection.execute(query, [str(candidates)]).fetchall()
-
-
-def dropped_by_reason(dropped: Path, counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One line per reason of a `dropped.parquet`: how many rows it cost, and the first of them."""
-    table = pq.read_table(dropped)
-    lines = []
-    for reason, rows in counts.items():
-        first = table.slice(table["reason"].index(reason).as_py(), 1).to_pylist()[0]
-        lines.append({"reason": reason, "rows": rows, "first_row": first["row_id"], "detail": first["detail"]})
-    return lines
+        Raises:
+            RowRefused: with the reason it is counted under.
+            PredicateFailed: the Python predicate raised; names the row.
+        """
+        for chosen in self._filters:
+            chosen.judge(found.messages)
+        if self._predicate and self._config.predicate:
+            ask_predicate(self._predicate, self._config.predicate, found.messages, row)

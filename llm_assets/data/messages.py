@@ -14,12 +14,14 @@ MESSAGE = pa.struct(
     [pa.field("role", pa.string()), pa.field("content", pa.string())]
     + [pa.field(name, pa.string()) for name in ("tool_calls", "tool_call_id", "name")]
 )
+ROLES = ("system", "user", "assistant", "tool")
+CALLING = "assistant calling"
 FOLLOWS = {
     "start": {"system", "user"},
     "system": {"user"},
     "user": {"assistant"},
     "assistant": {"user"},
-    "assistant calling": {"tool"},
+    CALLING: {"tool"},
     "tool": {"tool", "assistant"},
 }
 
@@ -54,18 +56,33 @@ def check_turns(messages: Sequence[Mapping[str, Any]]) -> None:
     is the assistant's.
 
     Raises:
-        RowRefused: `bad_roles` or `empty_turn`, with the place.
+        RowRefused: with the place; `no_turns`, `empty_turn`, `unknown_role`, `late_system`, `leading_assistant`,
+            `same_role`, `stray_tool_result`, `unanswered_call`, or `unanswered` for a missing final assistant turn.
     """
     state = "start"
     for number, turn in enumerate(messages, start=1):
         role = turn["role"]
         if role not in FOLLOWS[state]:
-            raise RowRefused("bad_roles", f"message {number} is '{role}' after {state}")
+            raise RowRefused(_misplaced(role, state), f"message {number} is '{role[:60]}' after {state}")
         if not turn["content"].strip() and not turn.get("tool_calls"):
             raise RowRefused("empty_turn", f"message {number} ('{role}') says nothing")
-        state = "assistant calling" if role == "assistant" and turn.get("tool_calls") else role
+        state = CALLING if role == "assistant" and turn.get("tool_calls") else role
+    if state == "start":
+        raise RowRefused("no_turns", "the conversation has no message")
     if not state.startswith("assistant"):
-        raise RowRefused("bad_roles", f"the last message is '{state}', not the assistant's")
+        raise RowRefused("unanswered", f"the last of {len(messages)} messages is '{state}', not the assistant's")
+
+
+def _misplaced(role: str, state: str) -> str:
+    if role not in ROLES:
+        return "unknown_role"
+    if role == "system":
+        return "late_system"
+    if role == "tool":
+        return "stray_tool_result"
+    if state in ("start", "system"):
+        return "leading_assistant"
+    return "same_role" if state.startswith(role) else "unanswered_call"
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -83,52 +100,3 @@ def tools_for_template(tools: Any) -> list[dict[str, Any]] | None:
     """Tools as chat templates expect them, from their JSON text."""
     parsed = json.loads(tools) if isinstance(tools, str) else tools
     return parsed or None
-
-
-def tool_calls_text(calls: Any) -> str | None:
-    """Tool calls in any common shape as canonical JSON text, arguments as objects.
-
-    Raises:
-        RowRefused: `bad_tool_call`.
-    """
-    parsed = _parsed(calls, "bad_tool_call")
-    if not parsed:
-        return None
-    return json.dumps([_call(c) for c in (parsed if isinstance(parsed, list) else [parsed])], ensure_ascii=False)
-
-
-def tools_text(tools: Any) -> str | None:
-    """Tool definitions in any common shape as canonical JSON text.
-
-    Raises:
-        RowRefused: `bad_tools`.
-    """
-    parsed = _parsed(tools, "bad_tools")
-    if not parsed:
-        return None
-    listed = parsed if isinstance(parsed, list) else [parsed]
-    if not all(isinstance(tool, dict) for tool in listed):
-        raise RowRefused("bad_tools", f"tools are not a list of objects: {str(tools)[:120]}")
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in listed]
-    return json.dumps(wrapped, ensure_ascii=False)
-
-
-def _call(call: Any) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowRefused("bad_tool_call", f"no function name in {str(call)[:120]}")
-    arguments = function.get("arguments", {})
-    wrapped: dict[str, Any] = {"type": "function"}
-    if call.get("id"):
-        wrapped["id"] = call["id"]
-    wrapped["function"] = {"name": function["name"], "arguments": _parsed(arguments, "bad_tool_call") or {}}
-    return wrapped
-
-
-def _parsed(value: Any, reason: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except json.JSONDecodeError as error:
-        raise RowRefused(reason, f"not JSON ({error}): {value[:120]}") from None

@@ -45,7 +45,7 @@ def not_empty(rows: Path) -> CheckResult:
 
 
 def sources_complete(rows: Path, held: Mapping[str, int]) -> CheckResult:
-    """Every source contributed exactly the rows its files hold."""
+    """Every source contributed exactly the rows the mixture takes of it."""
     with duckdb.connect() as connection:
         query = "SELECT source, count(*) FROM read_parquet(?) GROUP BY source"
         found = dict(connection.execute(query, [str(rows)]).fetchall())

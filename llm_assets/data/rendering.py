@@ -1,39 +1,36 @@
-r"""A conversation becomes token ids, and labels on exactly what the model has to write itself.
+"""A conversation becomes token ids, and labels on exactly what the model has to write itself.
 
-    <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n
-                                                          ^^^^^^^^^^^^^^^      labels = ids here, -100 elsewhere
-
-A supervised turn starts where the generation prompt ends and runs through its end-of-turn token: these are the tokens a
-server hands the model at inference, and those it then waits for. Where the two cannot be told apart token by token, the
-row is refused with a reason that is counted, never labelled by guess. The cost is one more rendering per turn.
+`turns` says which characters that is; here they become tokens of the one rendering that is trained on. Where a token
+spans the border of a turn the row is refused with a reason that is counted, never labelled by guess.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.data.chat_template import CLOSE, OPEN, ChatTemplate, Rendering
+from llm_assets.data.chat_template import ChatTemplate
 from llm_assets.data.messages import RowRefused, for_template, tools_for_template
+from llm_assets.data.turns import RESERVED, Span, TemplateUnsupported, TurnFinder, Turns, any_of
+from llm_assets.data.words import WordEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+__all__ = ["IGNORED", "Conversation", "Encoded", "Renderer", "Supervise", "TemplateUnsupported", "TokenizerMissing"]
+
 IGNORED = -100
+FLAGS = ("train", "weight")
 Supervise = Literal["all_turns", "last_turn"]
-Span = tuple[int, int]
+Conversation = tuple[Sequence[Mapping[str, Any]], Any]
 
 
 class TokenizerMissing(LLMAssetsError):
     """A directory holds no `tokenizer.json`."""
-
-
-class TemplateUnsupported(LLMAssetsError):
-    """A chat template whose answers a model cannot learn to end."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +39,28 @@ class Encoded:
 
     Attributes:
         input_ids: Token ids.
-        labels: The id where the model is to write that token itself, else -100; not shifted.
+        spans: Tokens that carry loss, as `(first, after last)` of each learned turn, in order.
         prompt_tokens: Tokens before the last assistant turn, which are those of the generation prompt.
+        characters: Length of the rendered text.
     """
 
     input_ids: list[int]
-    labels: list[int]
+    spans: tuple[Span, ...]
     prompt_tokens: int
+    characters: int = 0
+
+    @property
+    def labels(self) -> list[int]:
+        """The id where the model is to write that token itself, else -100; not shifted."""
+        labels = [IGNORED] * len(self.input_ids)
+        for first, last in self.spans:
+            labels[first:last] = self.input_ids[first:last]
+        return labels
 
     @property
     def supervised_tokens(self) -> int:
         """Tokens that carry loss."""
-        return len(self.labels) - self.labels.count(IGNORED)
+        return sum(last - first for first, last in self.spans)
 
 
 class Renderer:
@@ -61,6 +68,13 @@ class Renderer:
 
     def __init__(self, template: ChatTemplate, tokenizer: "Tokenizer"):
         self.template, self.tokenizer = template, tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self._added = any_of(token.content for token in added.values())
+        special = [token.content for token in added.values() if token.special]
+        self._control = re.compile("|".join([RESERVED, *map(re.escape, sorted(special, key=len, reverse=True))]))
+        self._turns = TurnFinder(template, (token.content for token in added.values()), special)
+        self._words = WordEncoder(tokenizer)
         self._verified_tails: dict[str, list[int]] = {}
 
     @classmethod
@@ -87,32 +101,24 @@ class Renderer:
         _ = renderer.end_of_turn_tokens
         return renderer
 
-    @cached_property
-    def end_of_turn_tokens(self) -> tuple[str, ...]:
-        """Tokens that end an assistant turn: the one the template writes after an answer, then the tokenizer's eos."""
-        asked = [{"role": "user", "content": "a"}]
-        answer = "zq"
-        try:
-            full = self.template.render([*asked, {"role": "assistant", "content": answer}]).text
-        except RowRefused as refused:
-            raise TemplateUnsupported(
-                f"The chat template refuses a question and its answer: {refused.detail}"
-            ) from None
-        after = full[full.rfind(answer) + len(answer) :]
-        found = self._added.search(after)
-        if not found:
-            raise TemplateUnsupported(
-                f"The chat template ends an answer with {after!r}, in which no added token of the tokenizer occurs, so "
-                "a model cannot learn to stop. Use template: chatml, or one that writes the model's end-of-turn token."
-            )
-        eos = self.template.special_tokens.get("eos_token")
-        return tuple(dict.fromkeys([found[0], *([eos] if eos else [])]))
-
     @property
+    def end_of_turn_tokens(self) -> tuple[str, ...]:
+        """Tokens that end an assistant turn: those the template writes after an answer or a call, then the eos."""
+        return self._turns.end_tokens
+
+    @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """Ids of `end_of_turn_tokens`; the first is the template's own."""
         ids = (self.tokenizer.token_to_id(token) for token in self.end_of_turn_tokens)
         return tuple(id for id in ids if id is not None)
+
+    @cached_property
+    def answer_frame(self) -> tuple[str, str]:
+        """What the template itself writes in a turn before and after the answer, such as empty thoughts; or nothing."""
+        turns = self._turns.find([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zq"}], None, [1])
+        ((start, end),) = turns.spans
+        before, _, after = turns.text[start:end].partition("zq")
+        return before, after[: after.rfind(self.end_of_turn_tokens[0])]
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], tools: Any = None, supervise: Supervise = "all_turns"
@@ -120,7 +126,8 @@ class Renderer:
         """Encode one conversation that ends with the assistant.
 
         Args:
-            messages: As in a chat dataset or plain OpenAI messages.
+            messages: As in a chat dataset or plain OpenAI messages. An assistant message with `train: false` or
+                `weight: 0` carries no loss.
             tools: JSON text or list of tool definitions.
             supervise: Whether every assistant turn carries loss, or the last one alone.
 
@@ -133,19 +140,18 @@ class Renderer:
         return encoded
 
     def encode_batch(
-        self, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Any]], supervise: Supervise = "all_turns"
+        self, conversations: Sequence[Conversation], supervise: Supervise = "all_turns"
     ) -> list[Encoded | RowRefused]:
-        """Encode `(messages, tools)` pairs, several times faster than one by one; refused rows come back as such.
+        """Encode `(messages, tools)` pairs; refused rows come back as such.
 
         Reasons: `template_refused` (the template raised), `template_not_prefix_preserving` (the training text does not
         start with the generation prompt's), `template_rewrites_answer` (an answer is not in the text as it is in the
         row), `template_ignores_tools`, `no_end_of_turn`, `special_token_in_text` (a message spells a control token),
-        `tokens_merge` (a token spans the end of the prompt).
+        `tokens_merge` (a token spans the border of a turn), `nothing_to_learn` (no turn is to carry loss).
         """
-        rendered = [self._try_spans(messages, tools, supervise) for messages, tools in conversations]
-        texts = [r[0] for r in rendered if not isinstance(r, RowRefused)]
-        encodings = iter(self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [r if isinstance(r, RowRefused) else self._label(r[0], r[1], next(encodings).ids) for r in rendered]
+        rendered = [self._try_turns(messages, tools, supervise) for messages, tools in conversations]
+        encoded = iter(self._words.encode_batch([turns.text for turns in rendered if isinstance(turns, Turns)]))
+        return [turns if isinstance(turns, RowRefused) else self._label(turns, next(encoded)) for turns in rendered]
 
     def encode_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
         """Token ids of a conversation up to where the assistant is to write.
@@ -153,93 +159,38 @@ class Renderer:
         Raises:
             RowRefused: `template_refused` or `special_token_in_text`.
         """
-        listed, listed_tools = for_template(messages), tools_for_template(tools)
-        self._refuse_special_tokens(listed)
-        return self._ids(self.template.render(listed, listed_tools, add_generation_prompt=True).text)
+        self._refuse_special_tokens(messages, tools)
+        listed, listed_tools = without_flags(for_template(messages)), tools_for_template(tools)
+        return self._words.encode(self.template.render(listed, listed_tools, add_generation_prompt=True).text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids; special tokens are spelled out unless skipped."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def _try_spans(
-        self, messages: Sequence[Mapping[str, Any]], tools: Any, supervise: Supervise
-    ) -> tuple[str, list[Span]] | RowRefused:
+    def _try_turns(self, messages: Sequence[Mapping[str, Any]], tools: Any, supervise: Supervise) -> Turns | RowRefused:
         try:
-            return self._spans(for_template(messages), tools_for_template(tools), supervise)
+            learned = learned_turns(messages, supervise)
+            self._refuse_special_tokens(messages, tools)
+            return self._turns.find(without_flags(for_template(messages)), tools_for_template(tools), learned)
         except RowRefused as refused:
             return refused
 
-    def _spans(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, supervise: Supervise
-    ) -> tuple[str, list[Span]]:
-        """Rendered text and the character span of each supervised turn, the last turn's last."""
-        self._refuse_special_tokens(messages)
-        turns = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
-        if not turns or turns[-1] != len(messages) - 1:
-            raise RowRefused("bad_roles", "the last message is not the assistant's")
-        full = self.template.render(messages, tools)
-        last_start = self._turn_start(full.text, messages[:-1], tools)
-        if supervise == "last_turn" or len(turns) == 1:
-            starts, turns = [last_start], turns[-1:]
-        elif self.template.marks_generation and len(full.generated) == len(turns):
-            starts = [*self._marked_starts(full), last_start]
-        else:
-            starts = [*(self._turn_start(full.text, messages[:n], tools) for n in turns[:-1]), last_start]
-        spans = [(start, self._turn_end(full.text, start)) for start in starts]
-        for span, following in zip(spans, [*starts[1:], len(full.text)], strict=True):
-            if span[1] > following:
-                raise RowRefused("no_end_of_turn", f"the turn at character {span[0]} runs into the next one")
-        for (start, end), n in zip(spans, turns, strict=True):
-            _refuse_lost_answer(messages[n], n + 1, full.text[start:end])
-        _refuse_lost_tools(tools or (), full.text)
-        return full.text, spans
-
-    def _turn_start(self, text: str, before: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> int:
-        prompt = self.template.render(before, tools, add_generation_prompt=True).text
-        if not text.startswith(prompt):
-            raise RowRefused(
-                "template_not_prefix_preserving",
-                f"the text after message {len(before)} differs from the generation prompt ending in {prompt[-40:]!r}",
-            )
-        return len(prompt)
-
-    def _marked_starts(self, full: Rendering) -> Iterator[int]:
-        """Where the template's own blocks start, moved past what the generation prompt already holds."""
-        for marked, _ in full.generated[:-1]:
-            start = marked
-            for size in range(len(self._header), 0, -1):
-                head, tail = self._header[:-size], self._header[-size:]
-                if full.text.startswith(tail, marked) and full.text.endswith(head, 0, marked) and head:
-                    start += size
-                    break
-            yield start
-
-    @cached_property
-    def _header(self) -> str:
-        """What the generation prompt adds to the messages; may be empty."""
-        asked = [{"role": "user", "content": "a"}]
-        plain = self.template.render(asked).text
-        prompted = self.template.render(asked, add_generation_prompt=True).text
-        return prompted[len(plain) :] if prompted.startswith(plain) else ""
-
-    def _turn_end(self, text: str, start: int) -> int:
-        found = self._end_of_turn.search(text, start)
-        if not found:
-            raise RowRefused("no_end_of_turn", f"no {' or '.join(self.end_of_turn_tokens)} after character {start}")
-        return found.end()
-
-    def _label(self, text: str, spans: list[Span], ids: list[int]) -> Encoded | RowRefused:
+    def _label(self, turns: Turns, ids: list[int]) -> Encoded | RowRefused:
+        text = turns.text
         added_at = [n for n, id in enumerate(ids) if id in self._added_ids]
-        matches = [(found.start(), found.end()) for found in self._added.finditer(text)]
-        labels = [IGNORED] * len(ids)
-        first = 0
+        matches = [found.span() for found in self._added.finditer(text)]
         try:
-            for start, end in spans:
-                first, last = (self._tokens_before(text, place, ids, matches, added_at) for place in (start, end))
-                labels[first:last] = ids[first:last]
+            places = [place for span in turns.spans for place in span]
+            tokens = [self._tokens_before(text, place, ids, matches, added_at) for place in places]
+            last_starts = turns.spans[-1][0] == turns.prompt_characters
+            prompt = (
+                tokens[-2]
+                if last_starts
+                else self._tokens_before(text, turns.prompt_characters, ids, matches, added_at)
+            )
         except RowRefused as refused:
             return refused
-        return Encoded(ids, labels, prompt_tokens=first)
+        return Encoded(ids, tuple(zip(tokens[::2], tokens[1::2], strict=True)), prompt, len(text))
 
     def _tokens_before(self, text: str, place: int, ids: list[int], matches: list[Span], added_at: list[int]) -> int:
         """How many of `ids` encode `text[:place]`, verified: that text alone must encode to just those ids.
@@ -249,6 +200,8 @@ class Renderer:
         """
         known = bisect_left(matches, (place, 0))
         if len(matches) == len(added_at) and known and matches[known - 1][1] <= place:
+            if matches[known - 1][1] == place:  # nothing lies between
+                return added_at[known - 1] + 1
             tail, first = text[matches[known - 1][0] : place], added_at[known - 1]
         else:
             tail, first = text[:place], 0
@@ -259,56 +212,43 @@ class Renderer:
 
     def _tail_ids(self, tail: str) -> list[int]:
         if len(tail) > 64:
-            return self._ids(tail)
+            return self._words.encode(tail)
         if tail not in self._verified_tails:
             if len(self._verified_tails) > 10_000:
                 self._verified_tails.clear()
-            self._verified_tails[tail] = self._ids(tail)
+            self._verified_tails[tail] = self._words.encode(tail)
         return self._verified_tails[tail]
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes its own bos
-
-    def _refuse_special_tokens(self, messages: list[dict[str, Any]]) -> None:
+    def _refuse_special_tokens(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
         for number, turn in enumerate(messages, start=1):
-            content = turn.get("content") or ""
-            if self._control.search(content):
-                token = self._control.findall(content)[0]
-                raise RowRefused("special_token_in_text", f"message {number} spells the control token {token!r}")
-
-    @cached_property
-    def _added(self) -> re.Pattern[str]:
-        return _any_of(token.content for token in self.tokenizer.get_added_tokens_decoder().values())
-
-    @cached_property
-    def _added_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.get_added_tokens_decoder())
-
-    @cached_property
-    def _control(self) -> re.Pattern[str]:
-        added = self.tokenizer.get_added_tokens_decoder().values()
-        return _any_of([OPEN, CLOSE, *(token.content for token in added if token.special)])
-
-    @cached_property
-    def _end_of_turn(self) -> re.Pattern[str]:
-        return _any_of(self.end_of_turn_tokens)
+            for said in (turn.get("content"), turn.get("tool_calls")):
+                found = self._control.search(said if isinstance(said, str) else str(said)) if said else None
+                if found:
+                    raise RowRefused("special_token_in_text", f"message {number} spells the control token {found[0]!r}")
+        found = self._control.search(tools if isinstance(tools, str) else str(tools)) if tools else None
+        if found:
+            raise RowRefused("special_token_in_text", f"the tools spell the control token {found[0]!r}")
 
 
-def _refuse_lost_answer(turn: Mapping[str, Any], number: int, text: str) -> None:
-    if (turn.get("content") or "").strip() not in text:
-        raise RowRefused("template_rewrites_answer", f"message {number} is not in the text as written")
-    for call in turn.get("tool_calls", ()):
-        if call["function"]["name"] not in text:
-            raise RowRefused("template_ignores_tools", f"message {number}: the call is not in the text")
+def learned_turns(messages: Sequence[Mapping[str, Any]], supervise: Supervise) -> list[int]:
+    """Indices of the messages that carry loss.
+
+    Raises:
+        RowRefused: `unanswered` or `nothing_to_learn`.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise RowRefused("unanswered", "the last message is not the assistant's")
+    turns = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
+    learned = [n for n in (turns[-1:] if supervise == "last_turn" else turns) if _carries_loss(messages[n])]
+    if not learned:
+        raise RowRefused("nothing_to_learn", "no assistant message is to carry loss; see their train or weight flags")
+    return learned
 
 
-def _refuse_lost_tools(tools: Sequence[Mapping[str, Any]], text: str) -> None:
-    for tool in tools:
-        if tool.get("function", tool).get("name", "") not in text:
-            raise RowRefused("template_ignores_tools", f"the definition of {tool} is not in the text")
+def without_flags(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as the template sees them, without what says how they are trained on."""
+    return [{name: value for name, value in turn.items() if name not in FLAGS} for turn in messages]
 
 
-def _any_of(texts: Any) -> re.Pattern[str]:
-    """Longest first, as the tokenizer matches its added tokens; matches nothing when there are none."""
-    listed = sorted(set(texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, listed)) if listed else r"(?!)")
+def _carries_loss(turn: Mapping[str, Any]) -> bool:
+    return all(turn.get(flag) not in (False, 0) for flag in FLAGS)

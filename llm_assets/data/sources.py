@@ -1,13 +1,11 @@
-"""Where rows come from: files named by path or glob, and refused before a row is read if something is wrong.
+"""Where rows come from: files, tables, queries and Hub datasets, and how much of each a lineage takes.
 
-Hub datasets are fetched once, at a pinned commit, and then read like local files. Refusing early costs one look at
-every file's columns.
+A source is refused at load for what is wrong in its words alone. Whether its files and tables exist is asked once,
+before the first row is read.
 """
 
 import glob
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,21 +14,12 @@ from pydantic import Field, model_validator
 from llm_assets.core import Config, LLMAssetsError
 from llm_assets.data.formats import FormatConfig
 
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
-COMPRESSED = (".gz", ".zst")
-
 COMMIT = re.compile(r"[0-9a-f]{40}")
+URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 
 
 class SourceMissing(LLMAssetsError):
-    """A source's path or glob names no file."""
+    """A source's path or glob names no file, or its table does not exist."""
 
 
 class SourceEmpty(LLMAssetsError):
@@ -38,7 +27,7 @@ class SourceEmpty(LLMAssetsError):
 
 
 class SourceUnreadable(LLMAssetsError):
-    """A file is malformed, or its format cannot be told."""
+    """A file or database is damaged as a whole, or its format cannot be told."""
 
 
 class SourceNameTaken(LLMAssetsError):
@@ -49,11 +38,27 @@ class HubDatasetUnavailable(LLMAssetsError):
     """A Hub dataset cannot be fetched: no network, no access, or no such revision."""
 
 
-class SourceConfig(Config):
-    """One source of rows: local files, or the files of a Hugging Face Hub dataset at a pinned revision."""
+def redacted(place: str) -> str:
+    """A URL without user, password and options, fit for messages and pages; a path as it is."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", place.partition("?")[0]) if URL.match(place) else place
 
-    path: str = Field(
-        description="File, directory or glob (`**` descends); relative to the working directory or the `hub` set."
+
+class SourceConfig(Config):
+    """One source of rows: files here or at a URL, a database's table or query, or files of a Hugging Face dataset."""
+
+    path: str | None = Field(
+        default=None,
+        description="File, directory or glob (`**` descends), or a URL such as s3://bucket/rows/*.parquet; relative "
+        "to the working directory or the `hub` set.",
+    )
+    table: str | None = Field(
+        default=None,
+        description="Table of `database`; or catalog.schema.table, where LLM_ASSETS_CATALOGS says what the catalog is.",
+    )
+    query: str | None = Field(default=None, description="One SELECT, run in `database`.")
+    database: str | None = Field(
+        default=None,
+        description="DuckDB or SQLite file, or a URL that DuckDB attaches: postgres://user@host/name, mysql://….",
     )
     hub: str | None = Field(
         default=None, description="Dataset on the Hugging Face Hub, such as gretelai/synthetic_text_to_sql."
@@ -61,20 +66,61 @@ class SourceConfig(Config):
     revision: str | None = Field(
         default=None, description="Commit of the Hub dataset: 40 hexadecimal digits, no branch."
     )
-    first_rows: int | None = Field(
-        default=None, ge=1, description="Take at most this many rows, in file order; all by default."
-    )
-    row_format: FormatConfig | None = Field(
-        default=None, description="How these rows read as conversations, where that differs from the lineage's format."
-    )
-    format: Literal["auto", "parquet", "json", "jsonl", "csv"] = Field(
-        default="auto", description="How the files are read; auto goes by the suffix, also below .gz and .zst."
-    )
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="What the `source` column says; the file or directory name when not given.",
+        description="What the `source` column says; the file, directory or table name when not given.",
     )
+    format: Literal["auto", "parquet", "json", "jsonl", "csv"] = Field(
+        default="auto", description="How the files are read; auto goes by the suffix, also below .gz, .bz2 and .zst."
+    )
+    encoding: str = Field(default="utf-8", description="Encoding of text files, such as latin-1 or utf-16.")
+    row_format: FormatConfig | None = Field(
+        default=None, description="How these rows read as conversations, where that differs from the lineage's format."
+    )
+    rename: dict[str, str] = Field(
+        default={}, description="New names of columns, `{theirs: ours}`, so that sources fit one format."
+    )
+    first_rows: int | None = Field(
+        default=None, ge=1, description="Take at most this many rows, in file order; all by default."
+    )
+    rows: int | None = Field(default=None, ge=1, description="Draw exactly this many rows.")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Rows relative to the other sources with a weight: 3 and 1 mix three to one, of as many rows as "
+        "the scarcest allows.",
+    )
+    share: float | None = Field(
+        default=None, gt=0, le=1, description="Share of all rows that this source's drawn rows make up."
+    )
+    seed: int = Field(default=0, description="Changes which rows are drawn.")
+    max_row_bytes: int = Field(
+        default=8 * 2**20, ge=1, description="A larger row is left out and counted; it would never fit a context."
+    )
+    max_refused_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Stop, instead of counting, when more than this share of rows is damaged.",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.hub is not None and not self.path:
+            raise ValueError(f"hub {self.hub} needs path: the dataset's files to read, such as data/train-*.parquet")
+        origins = [name for name in ("path", "table", "query") if getattr(self, name)]
+        if len(origins) != 1:
+            raise ValueError(f"a source has {' and '.join(origins) or 'no origin'}; give one of path, table, query")
+        if self.path and self.database:
+            raise ValueError(f"path '{self.path}' has no say beside database; give table or query, or drop database")
+        if self.query and not (self.database and self.name):
+            raise ValueError(f"query '{self.query[:60]}' needs a database to run in and a name for its rows")
+        if self.table and not self.database and self.table.count(".") != 2:
+            raise ValueError(
+                f"table '{self.table}' is no catalog.schema.table; name the database, or write three parts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -87,83 +133,31 @@ class SourceConfig(Config):
             raise ValueError(f"revision {self.revision!r} has no say over local files; remove it or name a hub dataset")
         return self
 
+    @model_validator(mode="after")
+    def _known_encoding(self) -> Self:
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"encoding '{self.encoding}' is unknown; utf-8, utf-16, latin-1 and cp1252 exist"
+            ) from None
+        drawn = [name for name in ("rows", "weight", "share") if getattr(self, name) is not None]
+        if len(drawn) > 1:
+            raise ValueError(f"{' and '.join(drawn)} each say how many rows to draw; give one of them")
+        return self
+
     @property
     def label(self) -> str:
         """Name of the source in the `source` column; never an absolute path, so that moved files keep their bytes."""
-        path = Path(self.path)
-        return self.name or (path.parent.name if glob.has_magic(path.name) else path.name.split(".")[0]) or "rows"
+        if self.name or not self.path:
+            return self.name or str(self.table).split(".")[-1]
+        path = Path(redacted(self.path))
+        return (path.parent.name if glob.has_magic(path.name) else path.name.split(".")[0]) or "rows"
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source and how to read it: `parquet`, `json` (array or lines) or `csv`."""
-
-    source: str
-    path: Path
-    format: str
-    row_format: FormatConfig | None = None
-
-
-def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
-    """Resolve every source to its files, in the order of the sources and then of the paths.
-
-    Raises:
-        SourceMissing: a path or glob names no file.
-        SourceUnreadable: `format` is auto and a suffix is none of the known ones.
-        SourceNameTaken: two sources share a name.
-        HubDatasetUnavailable: a Hub dataset cannot be fetched.
-    """
-    if not sources:
-        raise SourceMissing("No source is configured. Give raw_dataset at least one entry under sources.")
-    labels = [source.label for source in sources]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise SourceNameTaken(f"{labels.count(label)} sources are named '{label}'. Give each a name of its own.")
-    return [file for source in sources for file in _files_of(source)]
-
-
-def _files_of(source: SourceConfig) -> list[SourceFile]:
-    path = _hub_snapshot(source) / source.path if source.hub else Path(source.path).expanduser()
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.is_file() and _format_by_suffix(p)]
-    elif path.is_file():
-        found = [path]
-    else:
-        found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-    if not found:
-        raise SourceMissing(
-            f"Source '{source.label}': no file at {source.path} (looked in {Path.cwd()}). "
-            "Correct the path or glob, or write the rows there first."
-        )
-    return [SourceFile(source.label, p, _format_of(p, source), source.row_format) for p in sorted(found)]
-
-
-def _hub_snapshot(source: SourceConfig) -> Path:
-    """Local directory with the matching files of a Hub dataset, fetched into the Hub's own cache when not there yet."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                str(source.hub), repo_type="dataset", revision=source.revision, allow_patterns=[source.path]
-            )
-        )
-    except Exception as error:  # the client's many network and access errors share no narrower base
-        raise HubDatasetUnavailable(
-            f"Source '{source.label}': {source.hub} at {source.revision} could not be fetched: {error}. "
-            "Check the network, the names, and HF_TOKEN for a gated dataset."
-        ) from error
-
-
-def _format_of(path: Path, source: SourceConfig) -> str:
-    found = _format_by_suffix(path) if source.format == "auto" else source.format
-    if found is None:
-        raise SourceUnreadable(
-            f"Source '{source.label}': the suffix of {path} says nothing. Set format to parquet, json, jsonl or csv."
-        )
-    return "json" if found == "jsonl" else found
-
-
-def _format_by_suffix(path: Path) -> str | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
-    return SUFFIXES.get(suffixes[-1].lower()) if suffixes else None
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Patterns of what a sensor can watch for new rows: files and URLs, a database that is a file."""
+        if self.hub or not (self.path or self.database):
+            return ()
+        place = str(self.path or self.database)
+        return () if self.database and URL.match(place) else (place,)

@@ -1,102 +1,85 @@
 """What must hold of a tokenized dataset before any accelerator time is spent on it; every check re-reads the files.
 
 The causes behind them are the common ways fine-tuning fails silently: end tokens without loss, user text with loss,
-a second bos, padding that equals the end token, and a template that differs between training and serving.
+a second bos, and padding that equals the end token. `template_parity` has a file of its own.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, model_validator
 
-from llm_assets.core import CheckResult, Config
-from llm_assets.data.chat_template import DATE_STRING, pinned_strftime, special_tokens
-from llm_assets.data.messages import for_template, tools_for_template
-from llm_assets.data.rendering import IGNORED, Renderer
+from llm_assets.core import CheckResult
+from llm_assets.data.chat_template import special_tokens
+from llm_assets.data.rendering import Renderer, learned_turns
 from llm_assets.data.splits import SPLITS
+from llm_assets.data.token_config import TokenCheckConfig
+from llm_assets.data.token_files import TokenFile
+from llm_assets.data.token_samples import Sample, sampled_rows
+from llm_assets.data.token_statistics import stability_index
 
 SAMPLE_ROWS = 20
-
-
-class TokenCheckConfig(Config):
-    """Bounds of the token checks."""
-
-    min_mean_length_tokens: float = Field(default=1, ge=0, description="token_stats: lowest mean row length.")
-    max_mean_length_tokens: float | None = Field(
-        default=None, gt=0, description="token_stats: highest mean row length."
-    )
-    max_drift: float = Field(
-        default=0.5, gt=0, description="token_stats: largest relative change of the mean length since the last dataset."
-    )
-    min_supervised_share: float = Field(
-        default=0.005, ge=0, le=1, description="label_mask: lowest share of tokens with loss."
-    )
-    max_supervised_share: float = Field(
-        default=0.995, ge=0, le=1, description="label_mask: highest share of tokens with loss."
-    )
-    max_dropped_share: float = Field(
-        default=0.1, ge=0, le=1, description="truncation_share: most rows dropped as too long."
-    )
-    max_refused_share: float = Field(
-        default=0.05, ge=0, le=1, description="label_mask: most rows without exact labels."
-    )
-    parity_rows: int = Field(default=50, ge=1, description="template_parity, label_mask: rows compared per split.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max_mean_length_tokens is not None and self.max_mean_length_tokens < self.min_mean_length_tokens:
-            raise ValueError(
-                f"max_mean_length_tokens {self.max_mean_length_tokens} is below min_mean_length_tokens "
-                f"{self.min_mean_length_tokens}; swap them"
-            )
-        if self.max_supervised_share < self.min_supervised_share:
-            raise ValueError(
-                f"max_supervised_share {self.max_supervised_share} is below min_supervised_share "
-                f"{self.min_supervised_share}; swap them"
-            )
-        return self
 
 
 def token_stats(
     statistics: Mapping[str, Any], bounds: TokenCheckConfig, previous: Mapping[str, Any] | None = None
 ) -> CheckResult:
-    """Mean row length is within its band, and has not drifted since the previous dataset."""
-    mean = statistics["mean_length_tokens"]
-    highest = bounds.max_mean_length_tokens or float("inf")
+    """Mean row length is within its band, and lengths have not drifted since the previous dataset."""
+    mean, lowest, highest = (
+        statistics["mean_length_tokens"],
+        bounds.min_mean_length_tokens,
+        bounds.max_mean_length_tokens,
+    )
     before = previous["mean_length_tokens"] if previous else mean
     drift = abs(mean - before) / before
-    inside = bounds.min_mean_length_tokens <= mean <= highest
-    return CheckResult(
-        passed=inside and drift <= bounds.max_drift,
-        summary=f"Rows have {mean:.1f} tokens on average (allowed {bounds.min_mean_length_tokens:g} to {highest:g}), "
-        f"{drift:.1%} off the previous dataset's {before:.1f} (allowed {bounds.max_drift:.0%}).",
-        numbers={"mean_length_tokens": float(mean), "drift": float(drift), "tokens": int(statistics["tokens"])},
+    psi = _length_drift(statistics, previous)
+    inside = lowest <= mean and (highest is None or mean <= highest)
+    allowed = f"at least {lowest:g}" + (f", at most {highest:g}" if highest is not None else "")
+    since = (
+        f"The previous dataset had {before:.1f}: a change of {drift:.1%} (allowed {bounds.max_drift:.0%}); stability "
+        f"index of prompts {psi['prompt']:.2f}, of answers {psi['completion']:.2f} (allowed {bounds.max_length_psi:g})."
+        if previous
+        else "There is no previous dataset to compare with."
     )
+    return CheckResult(
+        passed=inside and drift <= bounds.max_drift and max(psi.values()) <= bounds.max_length_psi,
+        summary=f"Training rows have {mean:.1f} tokens on average (allowed: {allowed}). {since}",
+        numbers={
+            "mean_length_tokens": float(mean),
+            "drift": float(drift),
+            **{f"{name}_psi": float(value) for name, value in psi.items()},
+            "tokens": int(statistics["tokens"]),
+        },
+    )
+
+
+def _length_drift(statistics: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, float]:
+    before = (previous or {}).get("splits", {}).get("train", {}).get("bins")
+    now = statistics["splits"]["train"]["bins"]
+    return {name: stability_index(now[name], before[name]) if before else 0.0 for name in ("prompt", "completion")}
 
 
 def eos_supervised(tokenized: Path, end_of_turn_ids: Sequence[int]) -> CheckResult:
     """Every supervised stretch ends with an end-of-turn token that carries loss, so the model learns to stop."""
     turns, bad, samples = 0, 0, []
-    for split, batch in _batches(tokenized):
-        ids, labels, offsets = _flat(batch)
-        on = labels != IGNORED
-        following = np.append(on[1:], False)
-        following[offsets[1:][offsets[1:] > 0] - 1] = False
-        ends = np.flatnonzero(on & ~following)
-        wrong = ends[~np.isin(labels[ends], end_of_turn_ids)]
+    for part in _parts(tokenized):
+        ends = part.ids[part.last - 1]
+        wrong = np.flatnonzero(~np.isin(ends, end_of_turn_ids))
         turns, bad = turns + len(ends), bad + len(wrong)
         for place in wrong[: SAMPLE_ROWS - len(samples)]:
-            row = int(np.searchsorted(offsets, place, side="right")) - 1
-            samples.append({"split": split, "row_id": batch["row_id"][row].as_py(), "ends_with_id": int(ids[place])})
+            samples.append({**part.named(part.row_of[place]), "ends_with_id": int(ends[place])})
     return CheckResult(
         passed=turns > 0 and bad == 0,
         summary=f"{turns - bad} of {turns} supervised turns end with an end-of-turn token {list(end_of_turn_ids)}.",
-        numbers={"turns": turns, "turns_without_end": bad},
+        numbers={
+            "turns": turns,
+            "turns_without_end": bad,
+            "eos_supervised_share": float((turns - bad) / max(1, turns)),
+        },
         rows=samples,
     )
 
@@ -104,25 +87,23 @@ def eos_supervised(tokenized: Path, end_of_turn_ids: Sequence[int]) -> CheckResu
 def label_mask(tokenized: Path, chat: Path, statistics: Mapping[str, Any], bounds: TokenCheckConfig) -> CheckResult:
     """Labels sit on assistant text alone: in every row some, on sampled rows exactly the answers."""
     rows, tokens, supervised, samples = 0, 0, 0, []
-    for split, batch in _batches(tokenized):
-        ids, labels, offsets = _flat(batch)
-        on = labels != IGNORED
-        per_row = np.add.reduceat(on, offsets[:-1]) if len(on) else np.zeros(0, int)
-        rows, tokens, supervised = rows + batch.num_rows, tokens + len(ids), supervised + int(on.sum())
-        changed = np.bincount(np.searchsorted(offsets, np.flatnonzero(on & (labels != ids)), "right") - 1)
-        for row in [*np.flatnonzero(per_row == 0), *np.flatnonzero(changed)]:
+    for part in _parts(tokenized):
+        learned = np.bincount(part.row_of, part.last - part.first, len(part.lengths))
+        for row in np.flatnonzero((learned <= 0) | (learned >= part.lengths))[:SAMPLE_ROWS]:
             samples.append(
-                {"split": split, "row_id": batch["row_id"][row].as_py(), "problem": "no label, or another id"}
+                {**part.named(row), "problem": f"{int(learned[row])} of {part.lengths[row]} tokens carry loss"}
             )
-    samples += _mislabelled(tokenized, chat, statistics["supervise"], bounds.parity_rows)
-    share = supervised / tokens if tokens else 0.0
+        rows, tokens, supervised = rows + len(learned), tokens + len(part.ids), supervised + int(learned.sum())
+    if not samples:
+        samples = _mislabelled(tokenized, chat, statistics["supervise"], bounds.parity_rows)
+    share = supervised / max(1, tokens)
     refused = sum(statistics["dropped"].values()) - statistics["dropped_too_long"]
-    refused_share = refused / max(1, rows + sum(statistics["dropped"].values()))
+    refused_share = refused / max(1, refused + rows)
     within = bounds.min_supervised_share <= share <= bounds.max_supervised_share
     return CheckResult(
         passed=not samples and within and refused_share <= bounds.max_refused_share,
-        summary=f"{share:.1%} of the tokens carry loss (allowed {bounds.min_supervised_share:.1%} to "
-        f"{bounds.max_supervised_share:.1%}); {len(samples)} rows are labelled wrongly; {refused} rows "
+        summary=f"{share:.1%} of tokens carry loss (allowed {bounds.min_supervised_share:.1%} to "
+        f"{bounds.max_supervised_share:.1%}); {len(samples)} rows looked at are labelled wrongly; {refused} rows "
         f"({refused_share:.1%}, allowed {bounds.max_refused_share:.0%}) have no exact labels and were left out.",
         numbers={
             "supervised_share": float(share),
@@ -136,8 +117,7 @@ def label_mask(tokenized: Path, chat: Path, statistics: Mapping[str, Any], bound
 
 def special_tokens_sound(tokenized: Path, end_of_turn_ids: Sequence[int]) -> CheckResult:
     """One bos at most, and a pad token that ends no turn and stands in no row."""
-    settings = json.loads((tokenized / "tokenizer" / "tokenizer_config.json").read_text())
-    named = special_tokens(settings)
+    named = special_tokens(json.loads((tokenized / "tokenizer" / "tokenizer_config.json").read_text()))
     tokenizer = Renderer.from_directory(tokenized / "tokenizer").tokenizer
     id_of = {name: tokenizer.token_to_id(token) for name, token in named.items()}
     bos, pad = id_of.get("bos_token"), id_of.get("pad_token")
@@ -160,132 +140,116 @@ def special_tokens_sound(tokenized: Path, end_of_turn_ids: Sequence[int]) -> Che
         )
     return CheckResult(
         passed=not problems,
-        summary="; ".join(problems) or f"bos, eos and pad are sound: {named}.",
+        summary="; ".join(problems) or _described(named, [special.get(i, str(i)) for i in end_of_turn_ids]),
         numbers={"rows_with_double_bos": double_bos, "rows_with_pad_inside": pads_inside},
     )
 
 
+def _described(named: Mapping[str, str], ending: Sequence[str]) -> str:
+    bos = f"Rows start with {named['bos_token']} at most once" if "bos_token" in named else "There is no bos token"
+    pad = f"padding is {named['pad_token']}" if "pad_token" in named else "there is no pad token"
+    return f"{bos}; turns end with {' or '.join(ending)}; {pad}, which stands in no row."
+
+
 def truncation_share(statistics: Mapping[str, Any], bounds: TokenCheckConfig) -> CheckResult:
-    """Few rows exceed the length limit; those that do are dropped whole."""
-    dropped = statistics["dropped_too_long"]
+    """Few rows exceed the length limit, whether they were dropped whole or cut to fit."""
+    dropped, cut = statistics["dropped_too_long"], statistics["cut_rows"]
     total = sum(statistics["rows"].values()) + sum(statistics["dropped"].values())
-    share = dropped / max(1, total)
+    share = (dropped + cut) / max(1, total)
     return CheckResult(
         passed=share <= bounds.max_dropped_share,
-        summary=f"{dropped} of {total} rows ({share:.1%}) exceed {statistics['max_length_tokens']} tokens and were "
-        f"dropped (allowed {bounds.max_dropped_share:.0%}). Raise tokenization.max_length_tokens for fewer.",
-        numbers={"dropped_too_long": int(dropped), "truncation_share": float(share)},
-    )
-
-
-def template_parity(tokenized: Path, chat: Path, rows: int) -> CheckResult:
-    """Token ids equal those of Hugging Face's `apply_chat_template`, for whole rows and for their prompts."""
-    from transformers import AutoTokenizer
-
-    reference: Any = AutoTokenizer.from_pretrained(str(tokenized / "tokenizer"))
-    compared, different = 0, []
-    pinned = {"date_string": DATE_STRING, "strftime_now": pinned_strftime, "tokenize": True, "return_dict": False}
-    for split, row_id, tokens, conversation in _sampled(tokenized, chat, rows):
-        messages, tools = for_template(conversation["messages"]), tools_for_template(conversation["tools"])
-        whole = reference.apply_chat_template(messages, tools=tools, **pinned)
-        prompt = reference.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, **pinned)
-        compared += 1
-        for part, ours, theirs in (
-            ("row", tokens["input_ids"], whole),
-            ("prompt", tokens["input_ids"][: tokens["prompt_tokens"]], prompt),
-        ):
-            if list(theirs) != ours:
-                place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
-                different.append({"split": split, "row_id": row_id, "part": part, "first_difference_at": place})
-    return CheckResult(
-        passed=compared > 0 and not different,
-        summary=f"{compared - len({d['row_id'] for d in different})} of {compared} sampled rows have the token ids of "
-        "apply_chat_template.",
-        numbers={"rows_compared": compared, "rows_different": len({d["row_id"] for d in different})},
-        rows=different[:SAMPLE_ROWS],
+        summary=f"{dropped + cut} of {total} rows ({share:.1%}, allowed {bounds.max_dropped_share:.0%}) exceed "
+        f"{statistics['max_length_tokens']} tokens: {dropped} were dropped, {cut} lost their oldest turns. Raise "
+        "tokenization.max_length_tokens for fewer.",
+        numbers={"dropped_too_long": int(dropped), "cut_rows": int(cut), "truncation_share": float(share)},
     )
 
 
 def supervised_sample(tokenized: Path, rows: int = 3) -> list[tuple[str, list[tuple[str, bool]]]]:
     """First training rows as `(row id, [(text, carries loss), …])`, for a person to look at."""
-    renderer = Renderer.from_directory(tokenized / "tokenizer")
-    head = next(pq.ParquetFile(tokenized / "train.parquet").iter_batches(rows), None)
+    renderer, file = Renderer.from_directory(tokenized / "tokenizer"), TokenFile(tokenized, "train")
     shown = []
-    for row in head.to_pylist() if head else []:
-        on = np.asarray(row["labels"]) != IGNORED
-        pieces = np.split(np.asarray(row["input_ids"]), np.flatnonzero(np.diff(on)) + 1)
-        first = bool(on[0])
-        shown.append(
-            (row["row_id"], [(renderer.decode(p.tolist()), first == (n % 2 == 0)) for n, p in enumerate(pieces)])
-        )
+    for row in range(min(rows, len(file))):
+        ids, borders = file.ids(row).tolist(), [0, *file.spans(row).reshape(-1).tolist(), len(file.ids(row))]
+        pieces = [(ids[a:b], n % 2 == 1) for n, (a, b) in enumerate(pairwise(borders)) if b > a]
+        shown.append((file.batches[0]["row_id"][row].as_py(), [(renderer.decode(p), on) for p, on in pieces]))
     return shown
 
 
-def _mislabelled(tokenized: Path, chat: Path, supervise: str, rows: int) -> list[dict[str, Any]]:
+def _mislabelled(tokenized: Path, chat: Path, supervise: Any, rows: int) -> list[dict[str, Any]]:
     """Sampled rows whose supervised text is not, turn by turn, what the assistant says in the chat dataset."""
     renderer = Renderer.from_directory(tokenized / "tokenizer")
     wrong = []
-    for split, row_id, tokens, conversation in _sampled(tokenized, chat, rows):
-        answers = [turn for turn in conversation["messages"] if turn["role"] == "assistant"]
-        answers = answers[-1:] if supervise == "last_turn" else answers
-        labels = np.asarray(tokens["labels"])
-        runs = np.split(labels, np.flatnonzero(np.diff(labels != IGNORED)) + 1)
-        said = [renderer.decode(run[:-1].tolist()) for run in runs if run[0] != IGNORED]
+    for sample in sampled_rows(tokenized, chat, rows):
+        answers = [sample.messages[n] for n in learned_turns(sample.messages, supervise)]
+        said = [renderer.decode(sample.input_ids[a : b - 1]) for a, b in sample.spans]
         if len(said) != len(answers) or not all(map(_says, said, answers, [renderer] * len(said))):
-            wrong.append({"split": split, "row_id": row_id, "problem": f"supervised text is {said!r}"[:300]})
+            wrong.append({**_named(sample), "problem": f"supervised text is {said!r}"[:300]})
     return wrong
 
 
+def _named(sample: Sample) -> dict[str, Any]:
+    return {"split": sample.split, "row_id": sample.row_id}
+
+
 def _says(text: str, answer: Mapping[str, Any], renderer: Renderer) -> bool:
+    """Whether a decoded turn is an answer, and nothing but what the template writes in every turn."""
     content = (answer["content"] or "").strip()
     if answer.get("tool_calls"):
-        return all(call["function"]["name"] in text for call in json.loads(answer["tool_calls"]))
-    again = renderer.decode(renderer.tokenizer.encode(content, add_special_tokens=False).ids)  # some lose characters
-    return text.strip() in (content, again.strip())
-
-
-def _sampled(tokenized: Path, chat: Path, rows: int) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """`(split, row id, tokenized row, chat row)` of up to `rows` rows per split, spread evenly over the split."""
-    for split in SPLITS:
-        file = pq.ParquetFile(tokenized / f"{split}.parquet")
-        wanted = set(np.linspace(0, max(0, file.metadata.num_rows - 1), rows, dtype=int).tolist())
-        picked, start = {}, 0
-        for batch in file.iter_batches(2048, columns=["row_id", "input_ids", "labels", "prompt_tokens"]):
-            places = [n - start for n in sorted(wanted) if start <= n < start + batch.num_rows]
-            picked |= {row["row_id"]: row for row in batch.take(pa.array(places, pa.int64())).to_pylist()}
-            start += batch.num_rows
-        if not picked:
-            continue
-        table = pq.read_table(
-            chat / f"{split}.parquet", columns=["row_id", "messages", "tools"], filters=[("row_id", "in", list(picked))]
+        calls = answer["tool_calls"]
+        return all(
+            call["function"]["name"] in text for call in (json.loads(calls) if isinstance(calls, str) else calls)
         )
-        for row in table.to_pylist():
-            yield split, row["row_id"], picked[row["row_id"]], row
+    again = renderer.decode(renderer.tokenizer.encode(content, add_special_tokens=False).ids)  # some lose characters
+    before, after = renderer.answer_frame
+    whole = {framed for said in (content, again.strip()) for framed in (said, (before + said + after).strip())}
+    return text.strip() in whole
 
 
-def _batches(tokenized: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
+@dataclass(frozen=True)
+class _Part:
+    """One stored batch: flat ids, and for every span its row and its first and after-last place among them."""
+
+    split: str
+    batch: Any
+    ids: np.ndarray
+    lengths: np.ndarray
+    row_of: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    starts: np.ndarray
+
+    def named(self, row: Any) -> dict[str, Any]:
+        return {"split": self.split, "row_id": self.batch["row_id"][int(row)].as_py()}
+
+
+def _parts(tokenized: Path) -> Iterator[_Part]:
     for split in SPLITS:
-        file = pq.ParquetFile(tokenized / f"{split}.parquet")
-        for batch in file.iter_batches(4096, columns=["row_id", "input_ids", "labels"]):
-            yield split, batch
-
-
-def _flat(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All ids and labels of a batch in a row, int32, and where each row starts; the last offset is the end."""
-    ids, labels = batch["input_ids"], batch["labels"]
-    offsets = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]).astype(np.int64)
-    return ids.flatten().to_numpy(), labels.flatten().to_numpy(), offsets
+        for batch in TokenFile(tokenized, split).batches:
+            ids, spans = batch["input_ids"], batch["spans"]
+            starts = ids.offsets.to_numpy()[:-1].astype(np.int64)
+            row_of = np.repeat(np.arange(batch.num_rows), np.diff(spans.offsets.to_numpy()) // 2)
+            flat = spans.values.to_numpy().astype(np.int64)
+            yield _Part(
+                split=split,
+                batch=batch,
+                ids=ids.values.to_numpy(),
+                lengths=ids.value_lengths().to_numpy(),
+                row_of=row_of,
+                first=starts[row_of] + flat[::2],
+                last=starts[row_of] + flat[1::2],
+                starts=starts,
+            )
 
 
 def _count_misplaced(tokenized: Path, bos: int | None, pad: int | None) -> tuple[int, int]:
     double_bos, pads_inside = 0, 0
-    for _, batch in _batches(tokenized):
-        ids, _, offsets = _flat(batch)
-        starts = offsets[:-1][np.diff(offsets) > 1]
+    for part in _parts(tokenized):
+        starts = part.starts[part.lengths > 1]
         if bos is not None and len(starts):
-            double_bos += int(((ids[starts] == bos) & (ids[starts + 1] == bos)).sum())
+            double_bos += int(((part.ids[starts] == bos) & (part.ids[starts + 1] == bos)).sum())
         if pad is not None:
-            pads_inside += len(np.unique(np.searchsorted(offsets, np.flatnonzero(ids == pad), "right")))
+            pads_inside += len(np.unique(np.searchsorted(part.starts, np.flatnonzero(part.ids == pad), "right")))
     return double_bos, pads_inside
 
 

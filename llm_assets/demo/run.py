@@ -16,30 +16,29 @@ from typing import TextIO
 
 import dagster as dg
 
-# Staleness as the UI computes it, and the implicit job that `dagster asset materialize` runs, have no public entry
-# point; these names are pinned with dagster's exact version.
+# The implicit job that `dagster asset materialize` runs has no public entry point; these names are pinned with
+# dagster's exact version.
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.loader import LoadingContextForTest
 
-from llm_assets.assets.conventions import unmet_checks
 from llm_assets.definitions import defs
 from llm_assets.defs.runtime import home
 from llm_assets.demo.report import print_report
+from llm_assets.interface.local_instance import MARK_TAG, OWNER_TAG, release_killed_runs
+from llm_assets.interface.local_run import QUIET_CONSOLE, has_gpu, preload_for
+from llm_assets.interface.pending import pending
+from llm_assets.interface.progress import RunEvent
 
 MODEL = "sql_demo"
-FEW_STEPS = 4
 DEFINITIONS_MODULE = "llm_assets.definitions"
-MARK_TAG, OWNER_TAG = ".dagster/demo", ".dagster/demo_process"  # the prefix hides them from the runs page
-QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def main() -> int:
     """Run what is pending; 0 when everything is materialized and green."""
     started = time.monotonic()
     with dg.DagsterInstance.get() as instance:
-        release_killed_runs(instance)
+        for run_id in release_killed_runs(instance):
+            print(f"Run {run_id[:8]} was killed; continuing from what it had finished.")
         widen_gpu_pool(instance)
         ran = materialize_lineage(instance, MODEL)
         if ran is None:
@@ -71,34 +70,6 @@ def materialize_lineage(instance: dg.DagsterInstance, model: str) -> list[str] |
                 return None
             runs.append(run_id)
     return runs
-
-
-def preload_for(selection: Sequence[dg.AssetKey]) -> None:
-    """Let a long run's steps share one import of the training stack; it takes longer than any of the small steps."""
-    worth_it = len(selection) > FEW_STEPS and not has_gpu()
-    os.environ["LLM_ASSETS_PRELOAD"] = "torch,transformers,transformers.trainer,peft,bitsandbytes" if worth_it else ""
-
-
-def has_gpu() -> bool:
-    """Whether the driver shows a device, told without importing torch."""
-    return Path("/dev/nvidia0").exists()
-
-
-def pending(instance: dg.DagsterInstance, graph: AssetGraph, stage: Sequence[dg.AssetKey]) -> list[dg.AssetKey]:
-    """Assets of a stage that are missing, stale or red, and everything of the stage below those."""
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-
-    def is_current(key: dg.AssetKey) -> bool:
-        partitions = graph.get(key).partitions_def
-        keys = partitions.get_partition_keys(dynamic_partitions_store=instance) if partitions else [None]
-        return all(resolver.get_status(key, partition) is StaleStatus.FRESH for partition in keys)
-
-    chosen: list[dg.AssetKey] = []
-    for key in stage:
-        red = unmet_checks(instance, graph.get_check_keys_for_assets({key}))
-        if red or not is_current(key) or set(graph.get(key).parent_keys) & set(chosen):
-            chosen.append(key)
-    return chosen
 
 
 def partition_range(instance: dg.DagsterInstance, graph: AssetGraph, stage: Sequence[dg.AssetKey]) -> dict[str, str]:
@@ -169,56 +140,18 @@ def _follow(instance: dg.DagsterInstance, mark: str, ended: threading.Event, ter
             connection = instance.get_records_for_run(run_id, cursor=cursor)
             cursor = connection.cursor
             for record in connection.records:
-                line = describe(record.event_log_entry)
-                if line:
-                    print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True, file=terminal)
+                told = RunEvent.from_entry(record.event_log_entry)
+                if told:
+                    print(f"{time.monotonic() - started:6.0f} s  {told.line()}", flush=True, file=terminal)
         if last_round:
             return
         last_round = ended.wait(timeout=1.0)
-
-
-def describe(entry: dg.EventLogEntry) -> str | None:
-    """One line for a person about an event, or None when it is not worth one."""
-    asset = (entry.step_key or "").replace("__", "/")
-    event = entry.dagster_event
-    if event is None:
-        blocked = entry.user_message.startswith("Dependencies for step")  # the failure itself has been shown
-        return f"      {asset}: {entry.user_message}" if asset and not blocked else None
-    match event.event_type_value:
-        case "STEP_START":
-            line = f"▶ {asset}"
-        case "STEP_SUCCESS":
-            line = f"✓ {asset}  ({event.step_success_data.duration_ms / 1000:.1f} s)"
-        case "ASSET_CHECK_EVALUATION" if not event.asset_check_evaluation_data.passed:
-            evaluation = event.asset_check_evaluation_data
-            mark = "!" if evaluation.severity == dg.AssetCheckSeverity.WARN else "✗"
-            line = f"{mark} {asset}: check {evaluation.check_name}: {evaluation.description}"
-        case "STEP_FAILURE":
-            error = event.step_failure_data.error
-            cause = error.cause if error and error.cause else error
-            line = f"✗ {asset} failed: {cause.message.strip() if cause else 'no reason given'}"
-        case "PIPELINE_FAILURE":
-            line = f"✗ run failed: {event.message}"
-        case _:
-            line = None
-    return line
 
 
 def widen_gpu_pool(instance: dg.DagsterInstance) -> None:
     """Without a GPU the pool "gpu" guards nothing: let as many of its steps run as the executor starts."""
     if not has_gpu():
         instance.event_log_storage.set_concurrency_slots("gpu", 2)
-
-
-def release_killed_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs whose process is gone as failed and free their pool slots, so that this one does not wait for them."""
-    unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
-        owner = run.tags.get(OWNER_TAG)
-        if owner and not Path(f"/proc/{owner}").exists():
-            print(f"Run {run.run_id[:8]} was killed; continuing from what it had finished.")
-            instance.report_run_failed(run, f"The demo process {owner} that executed this run is gone.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 if __name__ == "__main__":

@@ -28,3 +28,13 @@ def _available_main_memory_bytes() -> int:
     if CGROUP_LIMIT.exists() and (limit := CGROUP_LIMIT.read_text().strip()) != "max":
         available = min(available, int(limit) - int(CGROUP_USE.read_text()))
     return available
+
+
+def gpu_names() -> list[str]:
+    """Name of every NVIDIA GPU of this machine, in the driver's order; none without a driver."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (FileNotFoundError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]

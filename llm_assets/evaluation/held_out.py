@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_assets.core import LLMAssetsError
+from llm_assets.data.token_files import read_tokens
 
 
 class NoHeldOutRows(LLMAssetsError):
@@ -64,7 +65,7 @@ def read_held_out(chat: Path, tokenized: Path, rows: int, seed: int, sql_context
     """
     conversations = {row["row_id"]: row for row in pq.read_table(chat / "test.parquet").to_pylist()}
     answered = [row_id for row_id, row in conversations.items() if (row["messages"][-1]["content"] or "").strip()]
-    tokens = pq.read_table(tokenized / "test.parquet", columns=["row_id", "input_ids", "labels", "prompt_tokens"])
+    tokens = read_tokens(tokenized, "test", ["row_id", "input_ids", "labels", "prompt_tokens"])
     tokens = tokens.filter(pc.is_in(tokens["row_id"], value_set=pa.array(answered, pa.string())))  # type: ignore[attr-defined]
     if not tokens.num_rows:
         raise NoHeldOutRows(

@@ -4,6 +4,7 @@ A row that cannot be asked keeps its place with the reason in `refused`, so that
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 from llm_assets.data.formats import FormatConfig, prompt_messages, prompt_tools
 from llm_assets.data.ingestion import ROWS, ingest
 from llm_assets.data.messages import MESSAGE, RowRefused
-from llm_assets.data.sources import SourceConfig, find_files
+from llm_assets.data.source_files import find_files
+from llm_assets.data.sources import SourceConfig
 from llm_assets.inference.config import InferenceConfig
 
 ASKED = (pa.field("messages", pa.list_(MESSAGE)), pa.field("tools", pa.string()), pa.field("refused", pa.string()))
-DROPPED = ("source", "content_hash")  # ingestion's columns; an answer is traced by its row id
+DROPPED = ("source", "content_hash", "source_file", "source_line")  # of ingestion; an answer is traced by its row id
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,14 @@ def read_partition(
         SourceUnreadable: a file is malformed; names the place.
         RowMissingColumn: a column the format asks from is missing; names file and row.
     """
-    source = SourceConfig(path=config.inputs_of(partition), format="auto", name=partition)
-    newest = max(file.path.stat().st_mtime for file in find_files([source]))
+    return read_rows(
+        SourceConfig(path=config.inputs_of(partition), name=partition, max_refused_share=0), format, out, log
+    )
+
+
+def read_rows(source: SourceConfig, format: FormatConfig, out: Path, log: Callable[[str], None]) -> InputReport:
+    """As `read_partition`, for the rows of any source; a database has no file whose age could be told."""
+    newest = max((file.state["modified_seconds"] for file in find_files([source])), default=time.time())
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         ingest([source], format.prompt_columns, Path(scratch), log)
         ingested = pq.ParquetFile(Path(scratch) / ROWS)

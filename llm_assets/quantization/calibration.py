@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llm_assets.core import LLMAssetsError
+from llm_assets.data.token_files import TokenFile, read_tokens
 
 
 class CalibrationEmpty(LLMAssetsError):
@@ -23,24 +23,26 @@ def calibration_set(tokenized: Path, rows: int, seed: int) -> pa.Table:
         lengths 3 4 9 | 20 21 25 | 60 61 80, rows 3  ->  one of each bin
 
     Args:
-        tokenized: A tokenized dataset's directory; only `train.parquet` is read.
+        tokenized: A tokenized dataset's directory; only the train split is read.
         rows: Rows wanted; all of them when there are fewer.
         seed: Seed of the draw.
 
     Returns:
-        Columns `row_id` (string) and `input_ids` (list of int32), shortest first.
+        Columns `row_id` (string) and `input_ids` (list of integers), shortest first.
 
     Raises:
         CalibrationEmpty: the training split has no row.
     """
-    train = pq.read_table(tokenized / "train.parquet", columns=["row_id", "input_ids"])
+    train = read_tokens(tokenized, "train", ["row_id"])
     if train.num_rows == 0:
-        raise CalibrationEmpty(f"{tokenized / 'train.parquet'} has no row to calibrate on. Check split and curation.")
-    lengths = np.asarray(train["input_ids"].combine_chunks().value_lengths())
+        raise CalibrationEmpty(f"The train split of {tokenized} has no row to calibrate on. Check split and curation.")
+    lengths = TokenFile(tokenized, "train").lengths
     by_length = np.lexsort((np.asarray(train["row_id"].to_pylist(), dtype=object).astype(str), lengths))
     generator = np.random.default_rng(seed)
     bins = np.array_split(by_length, min(rows, train.num_rows))
-    return train.take(pa.array([int(generator.choice(one_bin)) for one_bin in bins]))
+    return read_tokens(
+        tokenized, "train", ["row_id", "input_ids"], [int(generator.choice(one_bin)) for one_bin in bins]
+    )
 
 
 def held_out_rows(tokenized: Path, rows: int, seed: int) -> pa.Table:
@@ -52,15 +54,13 @@ def held_out_rows(tokenized: Path, rows: int, seed: int) -> pa.Table:
     Raises:
         CalibrationEmpty: the validation split has no row.
     """
-    validation = pq.read_table(
-        tokenized / "validation.parquet", columns=["row_id", "input_ids", "labels", "prompt_tokens"]
-    )
-    if validation.num_rows == 0:
+    total = len(TokenFile(tokenized, "validation"))
+    if total == 0:
         raise CalibrationEmpty(
-            f"{tokenized / 'validation.parquet'} has no row to measure recovery on. Raise split.validation."
+            f"The validation split of {tokenized} has no row to measure recovery on. Raise split.validation."
         )
-    chosen = np.random.default_rng(seed).permutation(validation.num_rows)[:rows]
-    return validation.take(pa.array(np.sort(chosen)))
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:rows]).tolist()
+    return read_tokens(tokenized, "validation", ["row_id", "input_ids", "labels", "prompt_tokens"], chosen)
 
 
 def prompts(held_out: pa.Table, count: int) -> pa.Table:

@@ -6,6 +6,7 @@ Known GPUs are one table by their usual short name, so that a laptop can plan an
 import difflib
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,10 @@ from pydantic import Field, field_validator
 from llm_assets.core import Config, LLMAssetsError
 
 GIB = 1024**3
+UNTOLD = (  # words of a driver's name that say nothing about what runs on a card
+    "nvidia", "geforce", "tesla", "gpu", "sxm2", "sxm4", "sxm5", "sxm6", "pcie", "nvl", "hbm2", "hbm3", "hbm3e",
+    "generation", "blackwell", "server", "workstation", "edition",
+)  # fmt: skip
 
 
 class UnknownHardware(LLMAssetsError):
@@ -81,15 +86,16 @@ class HardwareConfig(Config):
 
 
 def find_gpu(name: str) -> Hardware:
-    """A known GPU by name; vendor prefixes and case do not matter (`NVIDIA H200`, `h200`, `GeForce RTX 4090`).
+    """A known GPU by name, with or without its memory; vendor and case do not matter (`NVIDIA H200`, `a100_80gb`).
 
     Raises:
         UnknownHardware: lists the known names, the closest first.
     """
-    by_key = {_key(known): gpu for known, gpu in known_gpus.items()}
+    by_key = {_key(f"{known} {gpu.memory_bytes // GIB}GB"): gpu for known, gpu in known_gpus.items()}
+    by_key |= {_key(known): gpu for known, gpu in known_gpus.items()}
     if _key(name) in by_key:
         return by_key[_key(name)]
-    closest = [by_key[key].name for key in difflib.get_close_matches(_key(name), by_key, n=2)]
+    closest = dict.fromkeys(by_key[key].name for key in difflib.get_close_matches(_key(name), by_key, n=2))
     hint = f" Did you mean {' or '.join(closest)}?" if closest else ""
     raise UnknownHardware(
         f"hardware.target {name!r} is not a known GPU.{hint} Known: {', '.join(known_gpus)}. "
@@ -98,8 +104,8 @@ def find_gpu(name: str) -> Hardware:
 
 
 def _key(name: str) -> str:
-    words = name.lower().replace("-", " ").split()
-    return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla", "gpu"))
+    words = re.sub(r"[-_]", " ", name.lower()).split()
+    return " ".join(word for word in words if word not in UNTOLD)
 
 
 def detect_hardware() -> Hardware:

@@ -1,11 +1,16 @@
 """Under which name and aliases a model is registered, and what a version must reach to become the one in use."""
 
-import re
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llm_assets.core import Config
+from llm_assets.registry.asking import Served
+from llm_assets.registry.environments import EnvironmentConfig
+from llm_assets.registry.hub_config import HubConfig
+from llm_assets.registry.names import check_alias, check_name
+from llm_assets.registry.signature import Columns, Task, default_input, refuse_unusable
 
 MERGED = "merged"
 
@@ -20,8 +25,27 @@ class RegistryConfig(Config):
     challenger_alias: str | None = Field(
         default="challenger", description="Alias of the newest registered version; null sets none."
     )
+    task: Task = Field(
+        default="llm/v1/completions", description="What a served version does: complete a prompt, or continue a chat."
+    )
+    input_schema: Columns | None = Field(
+        default=None,
+        description="Input columns of the served version and their types; unset is {prompt: string}, or messages for "
+        "llm/v1/chat. Columns other than these fill the lineage's prompt.",
+    )
+    output_schema: Columns | None = Field(
+        default=None,
+        description="Output columns: one for the text, and any of finish_reason, prompt_tokens, completion_tokens; "
+        "unset gives the text alone.",
+    )
     variants: tuple[str, ...] | None = Field(
         default=None, description="Quantized variants stored in the version; all of the lineage's when left out."
+    )
+    environments: tuple[EnvironmentConfig, ...] = Field(
+        default=(), description="Where the champion goes from here, in order, such as staging and prod."
+    )
+    hub: HubConfig | None = Field(
+        default=None, description="Push the champion to the Hugging Face Hub; nothing is pushed when left out."
     )
     min_metrics: dict[str, float] = Field(
         default={}, description="Scoreboard values the merged model must reach, such as execution_accuracy: 0.8."
@@ -38,22 +62,25 @@ class RegistryConfig(Config):
     @field_validator("name")
     @classmethod
     def _name_mlflow_accepts(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[\w-]+(\.[\w-]+\.[\w-]+)?", name):
-            raise ValueError(
-                f"registry.name {name!r} is neither flat (text2sql) nor catalog.schema.model (prod.sql.text2sql). "
-                "Use letters, digits, - and _ in each part."
-            )
-        return name
+        return name if name is None else check_name(name)
 
     @field_validator("alias", "challenger_alias")
     @classmethod
     def _alias_mlflow_accepts(cls, alias: str | None) -> str | None:
-        reserved = alias is not None and (alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower()))
-        if alias is not None and (reserved or not re.fullmatch(r"[\w-]+", alias)):
-            raise ValueError(
-                f"alias {alias!r} is reserved or not a name: `latest`, `v1` and the like mean versions. Use champion."
-            )
-        return alias
+        return alias if alias is None else check_alias(alias)
+
+    @field_validator("environments")
+    @classmethod
+    def _distinct_environments(cls, environments: tuple[EnvironmentConfig, ...]) -> tuple[EnvironmentConfig, ...]:
+        labels = [environment.label for environment in environments]
+        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"registry.environments has the label {', '.join(repeated)} twice. Name each differently.")
+        return environments
+
+    @model_validator(mode="after")
+    def _usable_schemas(self) -> Self:
+        refuse_unusable(self.input_columns, self.output_schema, self.task)
+        return self
 
     @model_validator(mode="after")
     def _two_aliases(self) -> Self:
@@ -63,6 +90,22 @@ class RegistryConfig(Config):
                 "Name them apart, or set challenger_alias to null."
             )
         return self
+
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """Input columns of the served version."""
+        return dict(default_input(self.task) if self.input_schema is None else self.input_schema)
+
+    def served(self, row_format: Mapping[str, Any] | None, base: str) -> Served:
+        """How callers of a version are understood; `row_format` and `base` are the lineage's."""
+        columns = dict(self.output_schema) if self.output_schema else None
+        return Served(self.task, self.input_columns, columns, row_format, base)
+
+    def is_manual(self, path: Sequence[str]) -> bool:
+        """Whether the asset at `path` below the model waits for a person: an environment, or the push to the Hub."""
+        manual = [["environment", each.label] for each in self.environments if not each.automatic]
+        manual += [["hub_repositories"]] if self.hub and not self.hub.automatic else []
+        return list(path) in manual
 
     def registered_name(self, model: str) -> str:
         """Name in the registry of a lineage's model."""

@@ -23,15 +23,22 @@ class Promotion:
         return asdict(self)
 
 
-def promote(name: str, version: str, alias: str, store: TrackingStore) -> Promotion:
+def promote(name: str, version: str, alias: str, store: TrackingStore, left: str | None = None) -> Promotion:
     """Point `alias` to `version`; doing it again changes nothing and reports the same previous version.
+
+    Args:
+        name: Registered name.
+        version: Version number or alias.
+        alias: Alias to move.
+        store: The registry.
+        left: Version the alias pointed to before a person moved it; None takes the alias' word.
 
     Raises:
         VersionUnknown: no such model or version.
     """
     client = store.client()
     target = find(client, name, version, store.tracking_uri)
-    number, holder = str(target.version), current(name, alias, store)
+    number, holder = str(target.version), left or current(name, alias, store)
     if holder == number:
         return Promotion(name, number, alias, target.tags.get(PREVIOUS_TAG) or None)
     client.set_model_version_tag(name, number, PREVIOUS_TAG, holder or "")

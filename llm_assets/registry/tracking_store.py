@@ -6,6 +6,7 @@ final name. The cost is about six seconds on the first use of a fresh home.
 
 import fcntl
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,45 @@ class TrackingUnavailable(LLMAssetsError):
     """The tracking database cannot be made."""
 
 
+class RegistryNameInvalid(LLMAssetsError):
+    """The registry cannot hold such a name."""
+
+
 @dataclass(frozen=True)
 class TrackingStore:
-    """A tracking URI, and where artifacts go when no server decides it.
+    """A tracking URI, a registry URI, and where artifacts go when no server decides it.
 
     Attributes:
         tracking_uri: `sqlite:///…`, `postgresql://…` or `http(s)://…`.
         artifact_root: Directory or URI below which experiments without a server keep their artifacts.
+        separate_registry_uri: Where names, versions and prompts are when that is elsewhere, such as a Unity Catalog
+            (`databricks-uc`); None keeps them with the runs.
     """
 
     tracking_uri: str
     artifact_root: str
+    separate_registry_uri: str | None = None
 
     @classmethod
-    def resolve(cls, tracking_uri: str | None = None, artifact_root: str | None = None) -> "TrackingStore":
-        """Fill what is not given from `MLFLOW_TRACKING_URI` and `LLM_ASSETS_HOME` (default `.llm_assets`)."""
+    def resolve(
+        cls, tracking_uri: str | None = None, artifact_root: str | None = None, registry_uri: str | None = None
+    ) -> "TrackingStore":
+        """Fill what is not given from the environment.
+
+        Args:
+            tracking_uri: None takes `MLFLOW_TRACKING_URI`, else the database in `LLM_ASSETS_HOME` (`.llm_assets`).
+            artifact_root: None takes `mlartifacts` in `LLM_ASSETS_HOME`.
+            registry_uri: None takes `MLFLOW_REGISTRY_URI` unless `tracking_uri` is given, else the tracking URI.
+        """
         home = Path(os.environ.get("LLM_ASSETS_HOME", ".llm_assets")).absolute()
+        registry_uri = registry_uri or (None if tracking_uri else os.environ.get("MLFLOW_REGISTRY_URI"))
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home / 'mlflow.db'}"
-        return cls(uri, artifact_root or str(home / "mlartifacts"))
+        return cls(uri, artifact_root or str(home / "mlartifacts"), None if registry_uri == uri else registry_uri)
+
+    @property
+    def registry_uri(self) -> str:
+        """Where names, versions, aliases and prompts are."""
+        return self.separate_registry_uri or self.tracking_uri
 
     def client(self) -> Any:
         """An `MlflowClient` on a database that is ready for use; telemetry is off.
@@ -45,15 +67,31 @@ class TrackingStore:
             TrackingUnavailable: a new database could not be made; carries MLflow's last line.
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        if self.tracking_uri.startswith(SQLITE):
-            create_database(Path(self.tracking_uri.removeprefix(SQLITE)))
+        for uri in {self.tracking_uri, self.registry_uri}:
+            if uri.startswith(SQLITE):
+                create_database(Path(uri.removeprefix(SQLITE)))
         import mlflow
 
-        mlflow.set_tracking_uri(
-            self.tracking_uri
-        )  # a direct database store resolves models:/ URIs by the process-wide one
-        mlflow.set_registry_uri(self.tracking_uri)
-        return mlflow.MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+        meant = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(self.tracking_uri)  # a direct database store resolves models:/ URIs by this one
+        mlflow.set_registry_uri(self.registry_uri)
+        for name, value in meant.items():  # MLflow sets them too, and the next store would take them for the user's
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        return mlflow.MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.registry_uri)
+
+    def refuse_name(self, name: str) -> None:
+        """Refuse a registered name that this registry cannot hold.
+
+        Raises:
+            RegistryNameInvalid: a Unity Catalog takes only `catalog.schema.model`.
+        """
+        if self.registry_uri.startswith(("databricks-uc", "uc:")) and name.count(".") != 2:
+            raise RegistryNameInvalid(
+                f"{name!r} cannot be registered in the Unity Catalog at {redacted(self.registry_uri)}: it takes "
+                f"catalog.schema.model. Set registry.name, for example to main.default.{name.rpartition('.')[2]}."
+            )
 
     def experiment_id(self, client: Any, name: str) -> str:
         """The experiment of that name, made on first use."""
@@ -99,6 +137,11 @@ def _migrate(unfinished: Path) -> Path:
         max_results=1
     )  # the first use makes the tables
     return unfinished
+
+
+def redacted(uri: str) -> str:
+    """A URI without the user and password it may carry, for messages and pages."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _as_uri(location: str) -> str:

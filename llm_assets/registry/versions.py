@@ -7,16 +7,23 @@ kept under its immutable model id.
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.registry.config import MERGED
+from llm_assets.evaluation.scoreboard import MERGED
 from llm_assets.registry.contents import MODEL_PATH
+from llm_assets.registry.evidence import Evidence, NotPromoted, read_evidence
 from llm_assets.registry.placement import local_directory
-from llm_assets.registry.register import MODEL_ID_TAG
-from llm_assets.registry.tracking_store import TrackingStore
+from llm_assets.registry.registration import MODEL_ID_TAG
+from llm_assets.registry.tracking_store import TrackingStore, redacted
+
+LACKED_BEFORE: dict[str, Any] = {  # by versions of format 1, which may still be in use
+    "prompts": [],
+    "scores": {},
+    "dtypes": {"preferred": "unknown", "serving": {}, "kv_cache": {}},
+}
 
 
 class VersionUnknown(LLMAssetsError):
@@ -39,6 +46,7 @@ class RegisteredVersion:
         generation: Settings its scoreboard was measured with.
         metadata: As `contents.describe` returned it.
         aliases: Aliases that point to it.
+        tags: Its tags in the registry.
     """
 
     name: str
@@ -48,6 +56,27 @@ class RegisteredVersion:
     generation: Mapping[str, Any]
     metadata: Mapping[str, Any]
     aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """The gate's verdict on it; None when no gate has seen it."""
+        return read_evidence(self.tags)
+
+    def require_promoted(self) -> Evidence:
+        """The passed gate of a version about to be used.
+
+        Raises:
+            NotPromoted: no gate has seen it, or the gate refused it.
+        """
+        evidence = self.evidence
+        if evidence is None or not evidence.passed:
+            said = evidence.summary if evidence else "No gate has seen it."
+            raise NotPromoted(
+                f"{self.name} version {self.version} has no passed gate on record. {said} Materialize champion; with "
+                "the run config `version` to go back to an earlier one."
+            )
+        return evidence
 
     @property
     def model_directory(self) -> Path:
@@ -71,26 +100,29 @@ class RegisteredVersion:
         return self.directory / variants[variant]["path"]
 
 
-def load_version(name: str, version_or_alias: str, tracking_uri: str | None = None) -> RegisteredVersion:
+def load_version(
+    name: str, version_or_alias: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> RegisteredVersion:
     """Find a version by number or alias and make its files available.
 
     Args:
         name: Registered name.
         version_or_alias: `"3"` or `"champion"`.
         tracking_uri: MLflow's; None takes `MLFLOW_TRACKING_URI`, else the database in `LLM_ASSETS_HOME`.
+        registry_uri: Where the name is registered, if elsewhere; None as in `TrackingStore.resolve`.
 
     Raises:
         VersionUnknown: lists the registered names, or the versions and aliases of this one.
     """
     from mlflow.models import Model
 
-    store = TrackingStore.resolve(tracking_uri)
-    found = find(store.client(), name, version_or_alias, store.tracking_uri)
+    store = TrackingStore.resolve(tracking_uri, registry_uri=registry_uri)
+    found = find(store.client(), name, version_or_alias, store.registry_uri)
     model_id = found.tags[MODEL_ID_TAG]
     directory = _directory(store, model_id)
-    metadata = Model.load(str(directory)).metadata or {}
-    aliases = tuple(found.aliases)
-    return RegisteredVersion(name, str(found.version), model_id, directory, metadata["generation"], metadata, aliases)
+    metadata = {**LACKED_BEFORE, **(Model.load(str(directory)).metadata or {})}
+    generation, aliases, tags = metadata["generation"], tuple(found.aliases), dict(found.tags)
+    return RegisteredVersion(name, str(found.version), model_id, directory, generation, metadata, aliases, tags)
 
 
 def find(client: Any, name: str, version_or_alias: str, tracking_uri: str) -> Any:
@@ -108,16 +140,15 @@ def find(client: Any, name: str, version_or_alias: str, tracking_uri: str) -> An
 
 
 def _what_exists(client: Any, name: str, wanted: str, tracking_uri: str) -> str:
+    where = redacted(tracking_uri)
     models = {model.name: model for model in client.search_registered_models()}
     if name not in models:
         known = ", ".join(sorted(models)) or "none"
-        return (
-            f"No model {name!r} is registered at {tracking_uri}. Registered: {known}. Materialize registered_version."
-        )
+        return f"No model {name!r} is registered at {where}. Registered: {known}. Materialize registered_version."
     versions = sorted(int(entry.version) for entry in client.search_model_versions(f"name = '{name}'"))
     aliases = ", ".join(f"{alias} -> {version}" for alias, version in sorted(models[name].aliases.items())) or "none"
     return (
-        f"{name} has no version or alias {wanted!r} at {tracking_uri}. Versions: {versions}; aliases: {aliases}. "
+        f"{name} has no version or alias {wanted!r} at {where}. Versions: {versions}; aliases: {aliases}. "
         "Ask for one of these, or materialize champion."
     )
 

@@ -3,7 +3,8 @@
 import dagster as dg
 from pydantic import Field
 
-from llm_assets.registry.tracking_store import TrackingStore
+from llm_assets.registry.prompts import PromptVersion, load_prompt
+from llm_assets.registry.tracking_store import TrackingStore, redacted
 
 DAGSTER_RUN_TAG, DAGSTER_ASSET_TAG = "dagster.run_id", "dagster.asset"
 
@@ -18,9 +19,19 @@ class MLflowTracking(dg.ConfigurableResource):
         default=None, description="Where artifacts go without a server; unset takes LLM_ASSETS_HOME/mlartifacts."
     )
 
+    registry_uri: str | None = Field(
+        default=None,
+        description="Where names, versions and prompts are registered, such as databricks-uc; unset is the tracking "
+        "URI, or MLFLOW_REGISTRY_URI where that comes from the environment as well.",
+    )
+
     def store(self) -> TrackingStore:
         """The library's handle on this server or database."""
-        return TrackingStore.resolve(self.tracking_uri, self.artifact_root)
+        return TrackingStore.resolve(self.tracking_uri, self.artifact_root, self.registry_uri)
+
+    def prompt(self, uri: str) -> PromptVersion:
+        """The version that `prompts:/name@alias` or `prompts:/name/3` means now; call it once per materialization."""
+        return load_prompt(uri, self.store())
 
     def run_tags(self, context: dg.AssetExecutionContext) -> dict[str, str]:
         """Tags that lead from an MLflow run or version to the Dagster run and asset that made it."""
@@ -30,5 +41,8 @@ class MLflowTracking(dg.ConfigurableResource):
         """A version's page on the server, or the command that shows it where there is no server."""
         store = self.store()
         if store.tracking_uri.startswith("http"):
-            return dg.MetadataValue.url(f"{store.tracking_uri.rstrip('/')}/#/models/{name}/versions/{version}")
-        return dg.MetadataValue.text(f"mlflow ui --backend-store-uri {store.tracking_uri}  # models:/{name}/{version}")
+            return dg.MetadataValue.url(
+                f"{redacted(store.tracking_uri).rstrip('/')}/#/models/{name}/versions/{version}"
+            )
+        where = redacted(store.tracking_uri)
+        return dg.MetadataValue.text(f"mlflow ui --backend-store-uri {where}  # models:/{name}/{version}")

@@ -6,10 +6,12 @@ merge is an empty file that loads without an error and answers like the base.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_assets.core import LLMAssetsError
+from llm_assets.training import own_code, ranks
 from llm_assets.training.training_config import TrainingConfig, TrainingConfigInvalid
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ def training_device() -> str:
     """`cuda` where there is one, else `cpu`."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = ranks.device_index()
+    return "cuda" if index is None else f"cuda:{index}"
 
 
 def load_base(base: Path, method: str, compute_dtype: str, device: str | None = None) -> "PreTrainedModel":
@@ -52,6 +57,7 @@ def load_base(base: Path, method: str, compute_dtype: str, device: str | None = 
         quantization_config=nf4 if method == "qlora" else None,
         device_map={"": device},
         local_files_only=True,
+        trust_remote_code=own_code.runs_own_code(base),
     )
     model.config.use_cache = False
     keep_weights_in_place(model)
@@ -74,8 +80,14 @@ def quantized_modules(model: Any) -> list[str]:
     return sorted(name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit")
 
 
-def add_adapter(model: "PreTrainedModel", config: TrainingConfig) -> Any:
+def add_adapter(model: "PreTrainedModel", config: TrainingConfig, token_ids: Sequence[int] = ()) -> Any:
     """Wrap the model with a fresh float32 adapter; for method full, return the model with every weight trainable.
+
+    Args:
+        model: The base as `load_base` returns it.
+        config: The training settings.
+        token_ids: Ids of `trainable_tokens`; their rows are trained in the embedding and, where it is a matrix of its
+            own, in the output head.
 
     Raises:
         TrainingConfigInvalid: a target module the model does not have.
@@ -84,7 +96,8 @@ def add_adapter(model: "PreTrainedModel", config: TrainingConfig) -> Any:
 
     if config.method == "full":
         return model.requires_grad_(True)
-    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    tied = bool(model.config.tie_word_embeddings)
+    rows = {name: list(token_ids) for name in (("embed_tokens",) if tied else ("embed_tokens", "lm_head"))}
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
@@ -92,17 +105,76 @@ def add_adapter(model: "PreTrainedModel", config: TrainingConfig) -> Any:
         lora_dropout=config.dropout,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        target_modules=targets,
+        target_modules=_known_targets(model, config.target_modules),
+        modules_to_save=_known_vocabulary(config.modules_to_save, tied),
+        trainable_token_indices=rows if token_ids else None,
+        ensure_weight_tying=tied and bool(config.modules_to_save),
     )
+    dtype = model.dtype
+    model.requires_grad_(False)
+    adapted = get_peft_model(model, lora)
+    if config.modules_to_save:
+        _train_vocabulary_in_float32(adapted, dtype)
+    return adapted
+
+
+def _known_targets(model: "PreTrainedModel", targets: str | Sequence[str]) -> str | list[str]:
+    if isinstance(targets, str):
+        return targets
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
-    unknown = [name for name in targets if name.rsplit(".", 1)[-1] not in names] if isinstance(targets, list) else []
-    if unknown:
+    if unknown := [name for name in targets if name.rsplit(".", 1)[-1] not in names]:
         raise TrainingConfigInvalid(
             f"training.target_modules names {', '.join(unknown)}; linear layers of this base are "
             f'{", ".join(sorted(names))}. Use those, or "all-linear".'
         )
-    model.requires_grad_(False)
-    return get_peft_model(model, lora)
+    return list(targets)
+
+
+def _known_vocabulary(modules: Sequence[str], tied: bool) -> list[str] | None:
+    if tied and "lm_head" in modules:
+        raise TrainingConfigInvalid(
+            "training.modules_to_save names lm_head, which this base ties to its embedding: it has none of its own. "
+            "Set modules_to_save: [embed_tokens]; the head is trained with it."
+        )
+    return list(modules) or None
+
+
+def _train_vocabulary_in_float32(adapted: Any, stream_dtype: Any) -> None:
+    """Hold trained copies of vocabulary matrices in float32, and keep the residual stream in the base's type."""
+    import torch
+    from peft.utils import ModulesToSaveWrapper
+
+    copies = [module for module in adapted.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for copy in copies:
+        for parameter in copy.modules_to_save.parameters():
+            parameter.data = parameter.data.float()
+    inner = unwrapped(adapted)
+    inner.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(stream_dtype))
+    head = inner.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        head.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.float32),))
+
+
+def token_ids_of(tokenizer: Path, tokens: Sequence[str]) -> list[int]:
+    """Ids of whole tokens by their text.
+
+    Args:
+        tokenizer: Directory with `tokenizer.json`.
+        tokens: As they stand in the vocabulary, such as `<|im_end|>`.
+
+    Raises:
+        TrainingConfigInvalid: one is not a token of this vocabulary.
+    """
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    ids = {token: known.token_to_id(token) for token in tokens}
+    if unknown := [token for token, number in ids.items() if number is None]:
+        raise TrainingConfigInvalid(
+            f"training.trainable_tokens names {', '.join(unknown)}, no token of this vocabulary. Name tokens as the "
+            "chat template writes them; base_model lists its special tokens."
+        )
+    return sorted(number for number in ids.values() if number is not None)
 
 
 def save_adapter(model: Any, out: Path) -> None:
@@ -146,10 +218,15 @@ def require_trained(adapter: Path) -> None:
 
 def load_adapted(base: Path, adapter: Path, method: str, compute_dtype: str) -> Any:
     """The base as it was trained on, with a saved adapter on top, ready to evaluate."""
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     model = load_base(base, method, compute_dtype)
+    dtype = model.dtype
     adapted = PeftModel.from_pretrained(model, adapter)
+    if getattr(adapted.peft_config["default"], "modules_to_save", None):  # rounded to the base's type when loaded
+        _train_vocabulary_in_float32(adapted, dtype)
+        set_peft_model_state_dict(adapted, load_file(adapter / ADAPTER_FILE))
     keep_weights_in_place(adapted)
     return adapted.eval()
 

@@ -1,125 +1,120 @@
-"""What a saved adapter adds to each weight: `scale * B @ A`, with the scale of that module.
+"""What an adapter does to the rows of one weight, in float32 and in the order of operations peft uses.
 
-Patterns, rsLoRA and DoRA change the formula per module and are honoured; an adapter with anything else is refused,
-because a merge that skips a tensor answers like neither the base nor the adapter.
+A weight is merged a block of rows at a time, so that neither the weight nor its change is ever whole in memory. Blocks
+hold a multiple of 64 rows: their products then have the bits of the whole product, which the tests compare with peft.
 """
 
-import json
-import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from llm_assets.core import LLMAssetsError
-from llm_assets.training.adapted_model import ADAPTER_CONFIG, ADAPTER_FILE
+from llm_assets.training.block_memory import BlockMemory
 
 if TYPE_CHECKING:
     import torch
 
-PREFIX = "base_model.model."
-LORA = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.default)?(\.weight)?$")
+BLOCK_VALUES = 1 << 19  # 2 MiB of float32: a block stays in the core's cache through every step
+BLOCK_ROWS = 64
 
 
-class AdapterUnmergeable(LLMAssetsError):
-    """An adapter uses something a merge here cannot reproduce exactly."""
+class Delta(Protocol):
+    """A change with its tensors in memory."""
+
+    def apply(self, rows: "torch.Tensor", first: int, memory: BlockMemory) -> "torch.Tensor":
+        """Change a block of a weight.
+
+        Args:
+            rows: float32, shape `(rows, ...)`; may be overwritten.
+            first: Which row of the weight the block begins at.
+            memory: For temporary tensors.
+
+        Returns:
+            The changed rows, float32.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class ModuleDelta:
-    """Adapter of one linear layer.
+class LowRank:
+    """`weight + scale * b @ a`; with DoRA, each row then scaled to a learned length.
 
     Attributes:
         a: float32, shape `(rank, inputs)`.
         b: float32, shape `(outputs, rank)`.
         scale: Factor on `b @ a`.
         magnitude: float32, shape `(outputs,)`, for DoRA.
+        transposed: The weight is stored `(inputs, outputs)`, as embeddings and Conv1D layers are.
     """
 
     a: "torch.Tensor"
     b: "torch.Tensor"
     scale: float
     magnitude: "torch.Tensor | None" = None
+    transposed: bool = False
 
-    def matrix(self) -> "torch.Tensor":
-        """`scale * b @ a`, float32, shape `(outputs, inputs)`."""
-        return (self.b @ self.a) * self.scale
+    def apply(self, rows: "torch.Tensor", first: int, memory: BlockMemory) -> "torch.Tensor":
+        """Add the block's product; DoRA norms are over the changed row, as in training."""
+        import torch
 
-    def apply(self, weight: "torch.Tensor") -> "torch.Tensor":
-        """The layer's weight with the adapter, float32; DoRA rescales each output row to its magnitude."""
-        merged = weight.float() + self.matrix()
+        last = first + len(rows)
+        b, a = (self.b, self.a[:, first:last]) if self.transposed else (self.b[first:last], self.a)
+        product = torch.mm(b, a, out=memory.take("product", (len(b), a.shape[1]), "float32"))
+        merged = rows.add_((product.T if self.transposed else product).mul_(self.scale))
         if self.magnitude is None:
             return merged
-        return merged * (self.magnitude / merged.norm(dim=1)).unsqueeze(1)
+        return merged.mul_((self.magnitude[first:last] / torch.linalg.norm(merged, dim=1)).unsqueeze(1))
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A saved adapter by weight name of the base model: deltas, and weights it replaces whole (modules_to_save)."""
+class Replaced:
+    """A weight that was trained whole (modules_to_save)."""
 
-    deltas: Mapping[str, ModuleDelta]
-    replaced: Mapping[str, "torch.Tensor"]
+    values: "torch.Tensor"
 
-    @property
-    def weights(self) -> set[str]:
-        """Names of every base weight the adapter changes."""
-        return {*self.deltas, *self.replaced}
+    def apply(self, rows: "torch.Tensor", first: int, memory: BlockMemory) -> "torch.Tensor":
+        """The trained rows."""
+        return self.values[first : first + len(rows)].float()
 
 
-def read_adapter(directory: Path) -> Adapter:
-    """Read a LoRA adapter as peft saves it.
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of single tokens that were trained (trainable_token_indices); the other rows stay.
 
-    Raises:
-        AdapterUnmergeable: it is not LoRA, trains biases, or holds tensors this merge does not know.
+    Attributes:
+        tokens: int64, shape `(tokens,)`.
+        values: float32, shape `(tokens, width)`.
     """
-    from safetensors.torch import load_file
 
-    config = json.loads((directory / ADAPTER_CONFIG).read_text())
-    _refuse_unknown(config)
-    parts: dict[str, dict[str, Any]] = {}
-    replaced = {}
-    for name, tensor in load_file(directory / ADAPTER_FILE).items():
-        found = LORA.match(name.removeprefix(PREFIX))
-        if found:
-            parts.setdefault(found["module"], {})[found["part"]] = tensor.float()
-        elif name.endswith((".weight", ".bias")):
-            replaced[name.removeprefix(PREFIX).replace(".modules_to_save.default", "")] = tensor
-        else:
-            raise AdapterUnmergeable(f"A merge does not know adapter tensors like {name}. Train plain LoRA.")
-    return Adapter({f"{module}.weight": _delta(module, found, config) for module, found in parts.items()}, replaced)
+    tokens: "torch.Tensor"
+    values: "torch.Tensor"
+
+    def apply(self, rows: "torch.Tensor", first: int, memory: BlockMemory) -> "torch.Tensor":
+        """Put the trained rows that lie in the block in their places."""
+        here = (self.tokens >= first) & (self.tokens < first + len(rows))
+        rows[self.tokens[here] - first] = self.values[here]
+        return rows
 
 
-def _delta(module: str, parts: Mapping[str, Any], config: Mapping[str, Any]) -> ModuleDelta:
-    if not {"lora_A", "lora_B"} <= parts.keys():
-        raise AdapterUnmergeable(f"The adapter has {', '.join(sorted(parts))} for {module}, not lora_A and lora_B.")
-    rank = parts["lora_A"].shape[0]
-    alpha = _of_module(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return ModuleDelta(parts["lora_A"], parts["lora_B"], scale, parts.get("lora_magnitude_vector"))
+@dataclass(frozen=True)
+class BiasShift:
+    """`bias + scale * shift`, for an adapter whose own B has a bias (lora_bias)."""
+
+    shift: "torch.Tensor"
+    scale: float
+
+    def apply(self, rows: "torch.Tensor", first: int, memory: BlockMemory) -> "torch.Tensor":
+        """Add the block's shift."""
+        return rows.add_(self.shift[first : first + len(rows)] * self.scale)
 
 
-def _of_module(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """Value of the first pattern that ends at a module's name, as peft matches them."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def row_blocks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First and last row of each block of a tensor, in order; the last one takes in a remainder.
 
-
-def _refuse_unknown(config: Mapping[str, Any]) -> None:
-    features = {
-        "peft_type": config.get("peft_type") != "LORA",
-        "bias": config.get("bias", "none") != "none",
-        "lora_bias": bool(config.get("lora_bias")),
-        "fan_in_fan_out": bool(config.get("fan_in_fan_out")),
-        "trainable_token_indices": bool(config.get("trainable_token_indices")),
-        "target_parameters": bool(config.get("target_parameters")),
-        "layer_replication": bool(config.get("layer_replication")),
-    }
-    used = [name for name, present in features.items() if present]
-    if used:
-        raise AdapterUnmergeable(
-            f"The adapter uses {', '.join(f'{name}={config.get(name)}' for name in used)}, which this merge does not "
-            "reproduce. Train plain LoRA on linear layers."
-        )
+    shape (1000, 2048)  ->  [(0, 256), (256, 512), (512, 1000)]
+    """
+    rows = shape[0] if shape else 1
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    step = max(BLOCK_ROWS, BLOCK_VALUES // max(1, width) // BLOCK_ROWS * BLOCK_ROWS)
+    starts = [step * number for number in range(max(1, rows // step))]
+    return list(zip(starts, [*starts[1:], rows], strict=True))

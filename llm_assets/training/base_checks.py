@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from llm_assets.core import CheckResult
-from llm_assets.training.base_model import BaseModelIncomplete, chat_template, weight_files
+from llm_assets.training.model_directory import BaseModelIncomplete, chat_template, weight_files
+from llm_assets.training.own_code import runs_own_code
+from llm_assets.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,20 +90,21 @@ def supported_architecture(directory: Path) -> CheckResult:
         problems.append(f"{architecture} is no causal language model; expected {SUPPORTED_MODEL_TYPES[model_type]}")
     if "quantization_config" in config:
         problems.append("the weights are already quantized; fine-tune the full-precision release instead")
-    if "auto_map" in config:
-        problems.append("it runs code from its repository; use a release that transformers implements itself")
+    if "auto_map" in config and not runs_own_code(directory):
+        problems.append("it calls code from its repository, which is not there; set base_model.trust_remote_code")
     summary = "; ".join(problems) or f"{architecture} is supported by training, quantization and engine."
     return CheckResult(not problems, summary, {"supported": not problems})
 
 
-def trained_special_tokens(directory: Path) -> CheckResult:
+def trained_special_tokens(directory: Path, training: TrainingConfig | None = None) -> CheckResult:
     """The rows of every special token the chat template writes were trained, not left as they were initialised.
 
     Input rows are read for all of them and, where the output matrix is separate, its rows for those that end a turn.
+    Rows that `training` is going to train are listed and do not fail.
     """
     tokenizer = _tokenizer(directory)
     used = sorted(template_token_ids(tokenizer))
-    matrices = {"input": (INPUT_ROWS, used)}
+    matrices: dict[Literal["input", "output"], tuple[str, list[int]]] = {"input": (INPUT_ROWS, used)}
     if not json.loads((directory / "config.json").read_text()).get("tie_word_embeddings", False):
         matrices["output"] = (OUTPUT_ROWS, [index for index in used if index in _end_ids(directory)])
     rows: list[dict[str, Any]] = []
@@ -112,15 +115,17 @@ def trained_special_tokens(directory: Path) -> CheckResult:
             rows.append(
                 {"token": token, "id": index, "matrix": matrix, "norm_ratio": round(ratio, 3), "verdict": reason}
             )
-            untrained += [token] if reason else []
+            untrained += [token] if reason and not (training and training.trains_row(token, matrix)) else []
     numbers = {"template_tokens": len(used), "untrained_tokens": len(untrained)}
     if untrained:
+        names = list(dict.fromkeys(untrained))
         summary = (
-            f"The chat template writes {', '.join(dict.fromkeys(untrained))}, whose rows the base model never trained. "
-            "Use the instruct variant of this base, or train these rows with modules_to_save: [embed_tokens, lm_head]."
+            f"The chat template writes {', '.join(names)}, whose rows the base model never trained. Use the instruct "
+            f"variant of this base, or train these rows: training: {{trainable_tokens: {json.dumps(names)}}}."
         )
         return CheckResult(False, summary, numbers, rows)
-    return CheckResult(True, f"All {len(used)} special tokens of the chat template are trained.", numbers, rows)
+    late = f", {count} of them by this lineage" if (count := sum(bool(row["verdict"]) for row in rows)) else ""
+    return CheckResult(True, f"All {len(used)} special tokens of the chat template are trained{late}.", numbers, rows)
 
 
 def untrained_reason(row: np.ndarray, ordinary: np.ndarray, unused: np.ndarray) -> tuple[float, str]:
@@ -200,4 +205,4 @@ def _end_ids(directory: Path) -> set[int]:
 def _tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=runs_own_code(directory))

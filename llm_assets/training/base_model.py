@@ -15,9 +15,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from llm_assets.core import Config, LLMAssetsError
+from llm_assets.training.catalog import find_base_model
+from llm_assets.training.hub_snapshot import hub_snapshot
+from llm_assets.training.model_directory import TEMPLATE, chat_template, refuse_incomplete
+from llm_assets.training.own_code import drop_own_code
 
-TEMPLATE = "chat_template.jinja"
-INDEX = "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 KEPT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE*")
@@ -27,21 +29,18 @@ class BaseModelConfigInvalid(LLMAssetsError):
     """The base model is named in no way, in two ways, or without a pinned revision."""
 
 
-class BaseModelIncomplete(LLMAssetsError):
-    """A model directory is missing, or lacks its configuration, weights, tokenizer or chat template."""
-
-
-class HubDownloadFailed(LLMAssetsError):
-    """The Hub snapshot cannot be fetched: no network, no access, or no such revision."""
-
-
 class BuilderMissing(LLMAssetsError):
     """The builder's import path leads nowhere."""
 
 
 class BaseModelConfig(Config):
-    """Where the base model comes from: exactly one of `hub`, `directory` and `builder`."""
+    """Where the base model comes from: exactly one of `hub`, `catalog`, `directory` and `builder`."""
 
+    catalog: str | None = Field(
+        default=None,
+        description="Short name in the catalog, such as qwen2_5_3b_instruct: replaced by its `hub` and `revision`. "
+        "`base_model: qwen2_5_3b_instruct` says the same.",
+    )
     hub: str | None = Field(
         default=None, description="Repository on the Hugging Face Hub, such as Qwen/Qwen2.5-0.5B-Instruct."
     )
@@ -51,6 +50,23 @@ class BaseModelConfig(Config):
     directory: Path | None = Field(default=None, description="A local Hugging Face directory; it is copied.")
     builder: str | None = Field(default=None, description='A function that writes a model, as "module:function".')
     seed: int = Field(default=0, ge=0, description="Passed to the builder.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Keep the code of the Hub repository and train with it; needs hub and revision. Later steps use "
+        "their own implementation of the architecture.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _catalog_name(cls, written: Any) -> Any:
+        written = {"catalog": written} if isinstance(written, str) else written
+        if not isinstance(written, Mapping) or written.get("catalog") is None:
+            return written
+        others = {name: value for name, value in written.items() if name != "catalog"}
+        if named := [name for name in ("hub", "directory", "builder") if others.get(name) is not None]:
+            raise BaseModelConfigInvalid(f"base_model names catalog and {' and '.join(named)}. Give exactly one.")
+        entry = find_base_model(str(written["catalog"]))
+        return {**others, "hub": entry.hub, "revision": entry.pinned(others.get("revision"))}
 
     @model_validator(mode="after")
     def _one_pinned_source(self) -> Self:
@@ -65,6 +81,11 @@ class BaseModelConfig(Config):
             )
         if self.hub is None and self.revision is not None:
             raise BaseModelConfigInvalid(f"base_model.revision pins a hub repository, not a {given[0]}. Remove it.")
+        if self.trust_remote_code and self.hub is None:
+            raise BaseModelConfigInvalid(
+                f"base_model.trust_remote_code runs code of a pinned Hub repository, and the base is a {given[0]}, "
+                "which anyone may change. Name hub and revision, or remove trust_remote_code."
+            )
         if self.builder is not None and not BUILDER.fullmatch(self.builder):
             raise BaseModelConfigInvalid(
                 f"base_model.builder is {self.builder!r}. Write it as module:function, such as "
@@ -86,62 +107,24 @@ def prepare_base_model(config: BaseModelConfig, out: Path, log: Callable[[str], 
 
     Raises:
         BaseModelIncomplete: the directory is missing or lacks a part; names the part and where to get it.
+        PickledWeights: the only weights are pickles.
+        WeightsUnreadable: a weight file is cut short, a Git LFS pointer, or already quantized.
         HubDownloadFailed: offline, gated, or the revision does not exist.
         BuilderMissing: the builder cannot be imported.
     """
     if config.builder is not None:
         _builder(config.builder)(out, seed=config.seed, log=log)
     else:
-        source = config.directory if config.directory is not None else _hub_snapshot(config, log)
+        kept = (*KEPT_FILES, "*.py") if config.trust_remote_code else KEPT_FILES
+        source = config.directory or hub_snapshot(str(config.hub), str(config.revision), kept, log)
         refuse_incomplete(source)
-        for path in sorted({path for pattern in KEPT_FILES for path in source.glob(pattern)}):
+        for path in sorted({path for pattern in kept for path in source.glob(pattern)}):
             log(f"Copying {path.name}, {path.stat().st_size / 1e6:,.1f} MB")
             shutil.copyfile(path, out / path.name)
     refuse_incomplete(out)
+    if not config.trust_remote_code and (called := drop_own_code(out)):
+        log(f"{', '.join(called)} called code of the repository; it is left out, and never run")
     _write_missing_parts(out)
-
-
-def refuse_incomplete(directory: Path) -> None:
-    """Raise `BaseModelIncomplete` naming the first part that a Hugging Face model directory lacks."""
-    if not directory.is_dir():
-        raise BaseModelIncomplete(
-            f"The base model's directory {directory} does not exist. Correct base_model.directory, or fill it."
-        )
-    for name, why in {"config.json": "the architecture", "tokenizer.json": "the fast tokenizer"}.items():
-        if not (directory / name).is_file():
-            raise BaseModelIncomplete(
-                f"{directory} has no {name}, which holds {why}. Save the model there with save_pretrained."
-            )
-    absent = [name for name in weight_files(directory) if not (directory / name).is_file()]
-    if absent:
-        raise BaseModelIncomplete(
-            f"{directory} has no {absent[0]}. Complete the download; weights in another format (.bin, .pth) are "
-            "converted by from_pretrained followed by save_pretrained."
-        )
-    if chat_template(directory) is None:
-        raise BaseModelIncomplete(
-            f"{directory} has no chat template, neither {TEMPLATE} nor in tokenizer_config.json. Use the instruct "
-            f"variant of this model, or add a {TEMPLATE} whose special tokens the model was trained on."
-        )
-
-
-def weight_files(directory: Path) -> list[str]:
-    """Names of the safetensors files that the directory promises: those of its index, or the single one."""
-    if not (directory / INDEX).is_file():
-        return ["model.safetensors"]
-    return sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-
-
-def chat_template(directory: Path) -> str | None:
-    """The model's chat template, from its own file or from `tokenizer_config.json`; None when it has none."""
-    if (directory / TEMPLATE).is_file():
-        return (directory / TEMPLATE).read_text()
-    if not (directory / "tokenizer_config.json").is_file():
-        return None
-    template = json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template")
-    if isinstance(template, list):
-        return next((named["template"] for named in template if named["name"] == "default"), None)
-    return template or None
 
 
 def _write_missing_parts(out: Path) -> None:
@@ -160,41 +143,3 @@ def _builder(path: str) -> Callable[..., None]:
         raise BuilderMissing(
             f"base_model.builder {path} cannot be imported ({error}). Name an importable module:function."
         ) from error
-
-
-def _hub_snapshot(config: BaseModelConfig, log: Callable[[str], None]) -> Path:
-    """The snapshot's directory in the local Hub cache; the network is used only for what is not there."""
-    from huggingface_hub import errors, snapshot_download
-
-    wanted = {"repo_id": config.hub, "revision": config.revision, "allow_patterns": list(KEPT_FILES)}
-    try:
-        cached = Path(snapshot_download(**wanted, local_files_only=True))
-        refuse_incomplete(cached)
-    except (errors.LocalEntryNotFoundError, BaseModelIncomplete):
-        log(f"Fetching {config.source} from the Hugging Face Hub")
-        return _downloaded(config, wanted)
-    return cached
-
-
-def _downloaded(config: BaseModelConfig, wanted: Mapping[str, Any]) -> Path:
-    import httpx
-    from huggingface_hub import errors, snapshot_download
-
-    where = f"{config.hub} at revision {config.revision}"
-    try:
-        return Path(snapshot_download(**wanted))
-    except errors.GatedRepoError as error:
-        raise HubDownloadFailed(
-            f"{where} is gated. Accept its terms at https://huggingface.co/{config.hub} and set HF_TOKEN."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        raise HubDownloadFailed(
-            f"{where} does not exist or is private. Correct base_model.hub and base_model.revision, or set HF_TOKEN."
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError) as error:
-        raise HubDownloadFailed(
-            f"{where} is not in the local cache and the Hub cannot be reached. Unset HF_HUB_OFFLINE and check the "
-            "network, or download it elsewhere and set base_model.directory."
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise HubDownloadFailed(f"{where}: the Hub answered {error}. Try again later.") from error

@@ -1,13 +1,15 @@
 """Checkpoints a killed run continues from: each is valid only once a manifest of its files' hashes lies beside them.
 
-The manifest is written last and by rename, so that a checkpoint cut short by a kill has none and is skipped. Hashing
-costs a second per gigabyte; adapters are small.
+The manifest is written last and by rename, so that a checkpoint cut short by a kill has none and is skipped. It also
+says which run the checkpoint belongs to. Hashing costs a second per gigabyte; adapters are small.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llm_assets.core import LLMAssetsError
 from llm_assets.training.identity import file_sha256
@@ -20,6 +22,10 @@ class CheckpointMismatch(LLMAssetsError):
     """A work directory holds the checkpoints of another run."""
 
 
+class CheckpointNotWritten(LLMAssetsError):
+    """A checkpoint could not be written, most often because the disk is full."""
+
+
 def claim(work: Path, run: Mapping[str, str]) -> None:
     """Mark a work directory as belonging to a run, told by digests of its inputs and settings.
 
@@ -29,38 +35,74 @@ def claim(work: Path, run: Mapping[str, str]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     marker = work / RUN
     if not marker.exists():
-        _write_whole(marker, dict(run))
+        write_whole(marker, dict(run))
         return
-    begun = json.loads(marker.read_text())
-    differing = [f"{name} {begun.get(name)}, now {run.get(name)}" for name in run if begun.get(name) != run.get(name)]
-    if differing:
-        raise CheckpointMismatch(
-            f"{work} holds checkpoints of another run: {'; '.join(differing)}. "
-            "Continuing would mix two runs: delete the directory or give another one."
-        )
+    _refuse_other(work, json.loads(marker.read_text()), run)
 
 
-def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint complete."""
+def seal(checkpoint: Path, run: Mapping[str, str]) -> None:
+    """Declare a checkpoint complete, and whose it is.
+
+    Args:
+        checkpoint: Directory whose files are all written.
+        run: Digests of the run's inputs and settings, and the position in its data.
+    """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
-    _write_whole(checkpoint / COMPLETE, {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in files})
+    hashes = {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in files}
+    write_whole(checkpoint / COMPLETE, {"run": dict(run), "files": hashes})
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was sealed and still has the bytes it was sealed with."""
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be continued from; None if it was sealed and still has the bytes it was sealed with."""
     if not (checkpoint / COMPLETE).exists():
-        return False
-    files = json.loads((checkpoint / COMPLETE).read_text())
-    return all((checkpoint / name).exists() and file_sha256(checkpoint / name) == sha for name, sha in files.items())
-
-
-def latest_complete(work: Path) -> Path | None:
-    """The newest complete checkpoint in `work`; newer incomplete ones are deleted."""
-    for checkpoint in sorted(work.glob("checkpoint-*"), key=step_of, reverse=True):
-        if is_complete(checkpoint):
-            return checkpoint
-        shutil.rmtree(checkpoint)
+        return "was not finished"
+    for name, sha in json.loads((checkpoint / COMPLETE).read_text())["files"].items():
+        if not (checkpoint / name).exists():
+            return f"has lost {name}"
+        if file_sha256(checkpoint / name) != sha:
+            return f"has other bytes in {name} than were written"
     return None
+
+
+def latest_complete(work: Path, run: Mapping[str, str], log: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint in `work`; newer damaged ones are deleted, and said.
+
+    Args:
+        work: The run's directory.
+        run: Digests of the run's inputs and settings.
+        log: Receives a line for each damaged checkpoint.
+
+    Raises:
+        CheckpointMismatch: the checkpoint was moved here from another run; names what differs.
+    """
+    for checkpoint in sorted(work.glob("checkpoint-*"), key=step_of, reverse=True):
+        if problem := damage(checkpoint):
+            log(f"{checkpoint.name} {problem}: falling back to the one before")
+            shutil.rmtree(checkpoint)
+            continue
+        _refuse_other(checkpoint, json.loads((checkpoint / COMPLETE).read_text())["run"], run)
+        return checkpoint
+    return None
+
+
+@contextmanager
+def explained(checkpoint: Path) -> Iterator[None]:
+    """Run the block that writes a checkpoint; if it cannot, leave the ones before as they are and say what to do.
+
+    Raises:
+        CheckpointNotWritten: the system refused a write; the unfinished checkpoint is removed.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        kept = max(checkpoint.parent.glob("checkpoint-*"), key=step_of, default=None)
+        raise CheckpointNotWritten(
+            f"{checkpoint} could not be written: {str(error).splitlines()[0]}. Free space or point LLM_ASSETS_HOME at "
+            f"a larger disk, then run again: it continues after step {step_of(kept) if kept else 0}."
+        ) from error
 
 
 def step_of(checkpoint: Path) -> int:
@@ -68,7 +110,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _write_whole(path: Path, content: Mapping[str, str]) -> None:
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON to a file that is never seen half-written."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1, sort_keys=True))
     partial.replace(path)
+
+
+def _refuse_other(place: Path, begun: Mapping[str, str], run: Mapping[str, str]) -> None:
+    differing = [f"{name} {begun.get(name)}, now {run.get(name)}" for name in run if begun.get(name) != run.get(name)]
+    if differing:
+        raise CheckpointMismatch(
+            f"{place} holds checkpoints of another run: {'; '.join(differing)}. "
+            "Continuing would mix two runs: delete the directory or give another one."
+        )

@@ -1,62 +1,41 @@
-"""Fold an adapter into its base, one tensor at a time: peak memory is a few copies of the largest tensor.
+"""Fold an adapter into its base, a block of rows at a time: the size of a model decides the time, never the memory.
 
-A QLoRA adapter was trained on top of dequantised NF4 weights. `trained_function` therefore merges into those, for
-exactly the modules that were quantised, and reproduces what was trained; `original_base` merges into the original
-weights, a better model the adapter has never seen. Neither always scores higher, so merge.json records the choice and
-how large the adapter is beside what each step loses.
+A QLoRA adapter was trained on top of dequantised NF4 weights. Policy `dequantized` therefore merges into those, for
+exactly the modules that were quantised, and reproduces what was trained; `original` merges into the original weights, a
+better model the adapter has never seen. Neither always scores higher: `merge_choice` measures both. A tensor that stays
+as it is goes from file to file without passing through this process. Memory at its highest is a few blocks, one
+module's adapter and, for a module that was in 4 bit, a quarter of its size.
 """
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from llm_assets.core import Config, LLMAssetsError
-from llm_assets.training import shards
-from llm_assets.training.adapter_delta import Adapter, AdapterUnmergeable, read_adapter
+from llm_assets.core import LLMAssetsError
+from llm_assets.training.adapter_delta import row_blocks
+from llm_assets.training.block_memory import BlockMemory
+from llm_assets.training.merge_config import MergeConfig
+from llm_assets.training.merge_plan import Plan, Planned, plan_merge
+from llm_assets.training.merge_statistics import ChangeSizes
+from llm_assets.training.quantized_base import nf4_round_trip
+from llm_assets.training.shard_writer import ShardWriter, writing
+from llm_assets.training.shards import read_rows, write_index
 
 if TYPE_CHECKING:
     import torch
 
-NF4_BLOCK_SIZE = 64
-SAMPLED_ROWS = 256
+RECORD = "merge.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
 
 
-class DiskTooSmall(LLMAssetsError):
-    """The merged model would not fit on the disk."""
-
-
-SAMPLED_ROWS = 256
-
-
-class MergeConfig(Config):
-    """How an adapter is merged and stored."""
-
-    policy: Literal["trained_function", "original_base"] = Field(
-        default="trained_function",
-        description="trained_function: into the 4-bit weights as training saw them; original_base: into the originals.",
-    )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16",
-        description="Stored type. float16 keeps 8 times more of a small adapter where values fit its range.",
-    )
-    equivalence_rows: int = Field(
-        default=64, ge=1, description="Validation rows on which merged and adapter are compared."
-    )
-    max_mean_kl: float = Field(
-        default=0.02, gt=0, description="Mean KL divergence allowed between adapter and merged model, nats per token."
-    )
-    min_top1_agreement: float = Field(
-        default=0.97, gt=0, le=1, description="Share of tokens on which both must rank the same token first."
-    )
+class PolicyOpen(LLMAssetsError):
+    """A merge was asked to use policy auto without the rows that decide it."""
 
 
 def merge_adapter(
@@ -66,77 +45,108 @@ def merge_adapter(
 
     Args:
         base: The base the adapter was trained on.
-        adapter: Directory of a training run, with its `training.json`.
-        out: Where the model is written.
+        adapter: Directory of a training run, with its `training.json`; for method full, the trained model itself.
+        out: An existing directory; the model is written there.
         config: Policy and stored type.
         log: Receives a line per shard.
 
     Raises:
-        AdapterUnmergeable: the adapter has features or tensors a merge cannot reproduce.
-        DiskTooSmall: the model would not fit; nothing has been written then.
+        AnotherBase: the adapter was trained on another base. Nothing has been written then, nor after the next one.
+        AdapterUnmergeable: the adapter has features or tensors a merge cannot reproduce, or lacks some.
+        DiskTooSmall: the model would not fit, or the disk filled up.
+        WeightsOverflow: a merged value is not finite in the stored type; names the tensor.
+        PolicyOpen: the policy is auto, which `merge_choice.merge_by_policy` decides.
     """
+    if config.policy == "auto":
+        raise PolicyOpen("merge_adapter merges by one policy. Call merge_by_policy for auto, or name the policy.")
     training = json.loads((adapter / "training.json").read_text())
-    full = training["method"] == "full"
-    source = adapter if full else base
-    names = shards.shard_names(source)
-    contents = {name: shards.entries(source / name) for name in names}
-    changes = Adapter({}, {}) if full else read_adapter(adapter)
-    _refuse_unused(changes, {entry.name for tensors in contents.values() for entry in tensors})
-    _require_room(out, sum(e.values for t in contents.values() for e in t) * shards.BYTES[config.dtype])
-
-    merge = _Merge(changes, config, training, [])
-    for number, name in enumerate(names, 1):
-        merge.shard(source / name, out / name, contents[name])
-        log(f"merged shard {number} of {len(names)}: {name}, {len(contents[name])} tensors")
-    shards.write_index(out, contents, config.dtype)
-    _write_configs(base, adapter, out, config.dtype, training["end_token_ids"])
-    record = merge.record()
-    (out / "merge.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+    plan = plan_merge(base, adapter, out, config.dtype, training)
+    if plan.untied:
+        log("the adapter changes one end of tied embeddings: the output head is stored on its own")
+    merge = _Merge(config, training)
+    for number, (name, tensors) in enumerate(plan.shards.items(), 1):
+        with writing(out / name, [planned.output for planned in tensors]) as writer:
+            for planned in tensors:
+                merge.tensor(planned, writer)
+        log(f"merged shard {number} of {len(plan.shards)}: {name}, {len(tensors)} tensors")
+    write_index(out, {name: [p.output.name for p in tensors] for name, tensors in plan.shards.items()}, plan.bytes)
+    _write_configs(base, adapter, out, config.dtype, plan.tied, training["end_token_ids"])
+    record = merge.record(plan)
+    (out / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
     return record
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """One merge under way: what changes, how, and the statistics of the modules merged so far."""
+    """One merge under way: how, and the statistics of the weights changed so far."""
 
-    changes: Adapter
     config: MergeConfig
     training: dict[str, Any]
-    statistics: list[dict[str, Any]]
+    statistics: list[dict[str, Any]] = field(default_factory=list)
+    memory: BlockMemory = field(default_factory=BlockMemory)
 
-    def shard(self, source: Path, target: Path, tensors: list[shards.TensorEntry]) -> None:
-        from safetensors import safe_open
+    def tensor(self, planned: Planned, writer: ShardWriter) -> None:
+        """Write one tensor: as it is, in another type, or changed."""
+        in_training = planned.quantized and self.config.policy == "dequantized"
+        if planned.change is None and not in_training and planned.source.dtype == planned.output.dtype:
+            writer.copy(planned.source)
+        elif planned.change is None:
+            for _, rows in self._starting_blocks(planned):
+                writer.append(rows)
+        else:
+            self._changed(planned, writer)
 
-        with safe_open(source, framework="pt") as file, shards.writing(target, tensors, self.config.dtype) as writer:
-            for entry in tensors:
-                writer.write(self.tensor(entry.name, file.get_tensor(entry.name)))
+    def _changed(self, planned: Planned, writer: ShardWriter) -> None:
+        assert planned.change
+        delta = planned.change.load()
+        sizes = ChangeSizes(planned.source.shape[0])
+        for first, rows in self._starting_blocks(planned):
+            before = self.memory.take("weight", tuple(rows.shape), "float32").copy_(rows)
+            start = sizes.sampled(before, first).clone()  # apply may overwrite its rows
+            merged = delta.apply(before, first, self.memory)
+            stored = writer.append(merged)
+            sizes.add(start, sizes.sampled(merged, first), sizes.sampled(stored, first))
+        if planned.quantized:
+            self._measure_quantization(planned, sizes)
+        self.statistics.append({"name": planned.output.name, "kind": planned.change.kind, **sizes.shares()})
 
-    def tensor(self, name: str, weight: "torch.Tensor") -> "torch.Tensor":
-        if name in self.changes.replaced:
-            return self.changes.replaced[name]
-        quantized = name.removesuffix(".weight") in self.training["quantized_modules"]
-        in_training = nf4_round_trip(weight, self.training["quantization"]["compute_dtype"]) if quantized else weight
-        start = in_training if self.config.policy == "trained_function" else weight
-        delta = self.changes.deltas.get(name)
-        if delta is None:
-            return start
-        merged = delta.apply(start)
-        sizes = _sizes(weight, in_training, start, merged, self.config.dtype)
-        self.statistics.append({"name": name, **sizes})
-        return merged
+    def _starting_blocks(self, planned: Planned) -> Iterator[tuple[int, "torch.Tensor"]]:
+        """First row and rows of every block of the weight that the change is added to."""
+        entry, spans = planned.source, row_blocks(planned.source.shape)
+        blocks = (read_rows(entry, *span, self.memory) for span in spans)
+        if planned.quantized and self.config.policy == "dequantized":
+            blocks = nf4_round_trip(blocks, self.training["quantization"]["compute_dtype"])
+        for (first, _), rows in zip(spans, blocks, strict=True):
+            yield first, rows
 
-    def record(self) -> dict[str, Any]:
+    def _measure_quantization(self, planned: Planned, sizes: ChangeSizes) -> None:
+        """What 4 bits moved, on the sampled rows alone: a round trip of the whole weight would cost as much again."""
+        import torch
+
+        rows = [read_rows(planned.source, row, row + 1) for row in range(0, sizes.rows, sizes.step)]
+        original = torch.cat(rows)
+        (in_training,) = nf4_round_trip([original], self.training["quantization"]["compute_dtype"])
+        sizes.add_quantization(original, in_training)
+
+    def record(self, plan: Plan) -> dict[str, Any]:
+        """What was done, for `merge.json`: the policy, and every module's change beside what is lost of it."""
+        low_rank = [entry for entry in self.statistics if entry["kind"] == "low_rank"]
+
         def mean(name: str) -> float:
-            return sum(entry[name] for entry in self.statistics) / max(1, len(self.statistics))
+            return sum(entry[name] for entry in low_rank) / max(1, len(low_rank))
 
-        quantized = len(self.training["quantized_modules"])
+        changes = [planned.change for planned in plan.tensors if planned.change]
+        quantized = sum(planned.quantized for planned in plan.tensors)
         return {
             "policy": self.config.policy,
             "dtype": self.config.dtype,
             "method": self.training["method"],
-            "merged_modules": len(self.statistics),
-            "replaced_tensors": len(self.changes.replaced),
-            "round_tripped_modules": quantized if self.config.policy == "trained_function" else 0,
+            "merged_modules": len(low_rank),
+            "replaced_tensors": sum(change.kind == "replaced" for change in changes),
+            "trained_tokens": max((len(change.tokens) for change in changes), default=0),
+            "untied_head": plan.untied,
+            "quantized_modules": quantized,
+            "round_tripped_modules": quantized if self.config.policy == "dequantized" else 0,
             "mean_delta_share": mean("delta_share"),
             "mean_rounding_share": mean("rounding_share"),
             "mean_quantization_share": mean("quantization_share"),
@@ -144,66 +154,13 @@ class _Merge:
         }
 
 
-def nf4_round_trip(weight: "torch.Tensor", compute_dtype: str) -> "torch.Tensor":
-    """The values a weight has in double-quantised NF4, in the type it was computed with in training.
-
-    Uses the kernels training uses, on the GPU where there is one.
-    """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    from llm_assets.training.adapted_model import training_device
-
-    loaded = weight.to(training_device(), getattr(torch, compute_dtype))
-    packed, state = quantize_4bit(loaded, blocksize=NF4_BLOCK_SIZE, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).cpu()
-
-
-def _sizes(
-    weight: "torch.Tensor", in_training: "torch.Tensor", start: "torch.Tensor", merged: "torch.Tensor", dtype: str
-) -> dict[str, float]:
-    """The adapter's change beside the weight; beside it, what storing rounds away and what 4 bit moved.
-
-    Estimated on evenly spaced rows: shares hardly differ between rows, and all of them would double the merge's time.
-    """
-    import torch
-
-    rows = slice(None, None, max(1, len(weight) // SAMPLED_ROWS))
-    weight, in_training, merged = weight[rows], in_training[rows], merged[rows]
-    change = merged - start[rows].float()
-    size = change.norm().clamp(min=torch.finfo(torch.float32).tiny)
-    stored = merged.to(getattr(torch, dtype)).float()
-    return {
-        "delta_share": float(size / weight.float().norm()),
-        "rounding_share": float((stored - merged).norm() / size),
-        "quantization_share": float((weight.float() - in_training.float()).norm() / size),
-    }
-
-
-def _refuse_unused(changes: Adapter, names: set[str]) -> None:
-    unused = sorted(changes.weights - names)
-    if unused:
-        raise AdapterUnmergeable(
-            f"The base has no tensor {unused[0]} that the adapter changes ({len(unused)} such). Either the adapter "
-            "belongs to another base, or a trained head is tied to the embeddings: train it untied."
-        )
-
-
-def _require_room(out: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(out).free
-    if free < needed_bytes:
-        raise DiskTooSmall(
-            f"The merged model needs {needed_bytes / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free. "
-            "Free space or point LLM_ASSETS_HOME at a larger disk."
-        )
-
-
-def _write_configs(base: Path, adapter: Path, out: Path, dtype: str, end_token_ids: list[int]) -> None:
+def _write_configs(base: Path, adapter: Path, out: Path, dtype: str, tied: bool, end_token_ids: list[int]) -> None:
     """Copy config, generation config and tokenizer; the model must stop at every token it was trained to end with."""
     config = json.loads((base / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config.pop("quantization_config", None)
-    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True))
+    for outdated in ("torch_dtype", "quantization_config", "auto_map"):  # the merged model carries no code
+        config.pop(outdated, None)
+    config |= {"dtype": dtype, "tie_word_embeddings": tied}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     path = base / "generation_config.json"
     generation = json.loads(path.read_text()) if path.exists() else {}
     generation["eos_token_id"] = sorted({*token_ids(generation.get("eos_token_id")), *end_token_ids})

@@ -1,54 +1,40 @@
-"""Search training parameters with Optuna, one trial after the other, so that a killed study continues where it was.
+"""Search training parameters with Optuna, each trial in its own process, so that a killed study continues where it was.
 
-The sampler is seeded per trial number and trials run in turn: the same inputs give the same trials, interrupted or
-not. That costs parallel trials on one machine, which has one GPU for them anyway.
+The sampler is seeded per trial number. One trial at a time, the same inputs give the same trials, interrupted or not;
+several at a time finish sooner and depend on which ends first.
 """
 
-import json
+import shutil
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from llm_assets.core import CheckResult, LLMAssetsError
-from llm_assets.training import packs
-from llm_assets.training.study_config import Choices, StudyConfig
+from llm_assets.training.elastic import processes_here
+from llm_assets.training.pack_lengths import PackLengths
+from llm_assets.training.search_space import held_values, restored, stored, suggest
+from llm_assets.training.study_config import Budget, StudyConfig
+from llm_assets.training.study_inputs import study_inputs
+from llm_assets.training.study_records import (
+    StudyOrigin,
+    StudyReport,
+    TrialRecord,
+    best_parameters,
+    read_study,
+    write_study,
+)
+from llm_assets.training.study_storage import open_study
 from llm_assets.training.training_config import TrainingConfig
-from llm_assets.training.trial import TrialOutcome, run_trial
+from llm_assets.training.trial import RunningTrial, Slot, TrialCrashed, TrialJob, TrialOutcome, next_outcome, slots
 
 if TYPE_CHECKING:
     import optuna
 
-NAME = "training"
-
-
-class StudyEmpty(LLMAssetsError):
-    """A study has no completed trial."""
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as it is published.
-
-    Attributes:
-        number: Place in the study; 0 has the YAML's own parameters.
-        state: complete, pruned or failed.
-        value: Evaluation loss at its end; None unless complete.
-        parameters: The searched parameters.
-        steps: Step of its last evaluation.
-        reason: Why it was pruned or failed.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    parameters: dict[str, Any]
-    steps: int
-    reason: str
+__all__ = ["best_parameters", "run_study", "study_inputs"]
+STARTS_AT_MOST = 2
+QUIET_SECONDS = 30.0
 
 
 def run_study(
@@ -60,8 +46,10 @@ def run_study(
     *,
     training: TrainingConfig,
     log: Callable[[str], None],
-) -> list[TrialRecord]:
-    """Run the trials that `work` does not hold yet; write `best.json` and `trials.parquet`.
+    inputs: str | None = None,
+    previous: Path | None = None,
+) -> StudyReport:
+    """Run the trials that `work` does not hold yet; write `best.json`, `trials.parquet` and `study.json`.
 
     Args:
         base: Hugging Face directory of the base model.
@@ -71,186 +59,189 @@ def run_study(
         study: What to search.
         training: The settings every trial shares.
         log: Receives the progress of every trial.
+        inputs: `study_inputs` of the above, where more than that decides the result.
+        previous: The study published before: used again if it has the same inputs, else its best parameters are tried.
 
     Raises:
         StudyConfigInvalid: the training block's own parameters lie outside the search space.
+        DatasetUnusable: there is nothing to train on.
         TrialCrashed: a trial failed for a reason other than its parameters.
     """
     own = study.require_defaults(training)
-    full_steps = training.steps(len(packs.read_packs(dataset)))
-    search = _open(work, study)
-    search.enqueue_trial(own, skip_if_exists=True)
-    log("starting the process that trials are forked from; it imports torch once")
-    while trial := _next_trial(search, study):
-        config = _trial_config(training, study, trial.params, full_steps)
-        shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-        log(f"trial {trial.number + 1} of {study.trials}: {shown}")
-        outcome = run_trial(
-            base,
-            dataset,
-            work / f"trial-{trial.number}",
-            config,
-            log=_prefixed(log, trial),
-            should_prune=_reporter(trial),
-        )
-        _tell(search, trial, outcome)
-        log(f"trial {trial.number + 1} {outcome.state}: {outcome.evaluation_loss or outcome.reason}")
-    records = [_record(trial) for trial in search.get_trials(deepcopy=False)]
-    write_study(out, records)
-    return records
+    inputs = inputs or study_inputs(base, dataset, study, training)
+    before = read_study(previous) if previous and (previous / "study.json").exists() else None
+    if before and before.origin.inputs == inputs and before.best:
+        log(f"nothing that decides a trial has changed: the study of {len(before.trials)} trials is used again")
+        write_study(out, before)
+        return before
+    lengths = PackLengths.of(dataset)
+    budget = study.budget(training, len(lengths.packs), float(lengths.tokens.mean()))
+    warm = held_values(study.space, before.best.parameters) if study.warm_start and before and before.best else {}
+    warm = None if warm in ({}, own) else warm
+    search = open_study(work, study, inputs, budget)
+    for parameters in filter(None, (own, warm)):
+        search.enqueue_trial({name: stored(value) for name, value in parameters.items()}, skip_if_exists=True)
+    runner = _Runner(search, study, training, budget, lengths, log, base, dataset, work)
+    runner.run(slots(study.parallel_trials, processes_here(training)))
+    origin = StudyOrigin(inputs, lengths.trained(training, budget.steps(training)[0]), warm)
+    report = StudyReport([runner.record(trial) for trial in _begun(search)], origin)
+    write_study(out, report)
+    return report
 
 
-def write_study(out: Path, records: list[TrialRecord]) -> None:
-    """Write the best parameters and the trials, without times or paths."""
-    best = best_trial(records)
-    content = {"parameters": best.parameters if best else {}, "value": best.value if best else None}
-    (out / "best.json").write_text(json.dumps(content, indent=1, sort_keys=True))
-    rows = [{**vars(record), "parameters": json.dumps(record.parameters, sort_keys=True)} for record in records]
-    schema = pa.schema(
-        [
-            ("number", pa.int32()),
-            ("state", pa.string()),
-            ("value", pa.float64()),
-            ("parameters", pa.string()),
-            ("steps", pa.int32()),
-            ("reason", pa.string()),
-        ]
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema), out / "trials.parquet")
+@dataclass
+class _Runner:
+    """The loop over trials, and what one trial's life needs to know."""
 
+    search: "optuna.Study"
+    study: StudyConfig
+    training: TrainingConfig
+    budget: Budget
+    lengths: PackLengths
+    log: Callable[[str], None]
+    base: Path
+    dataset: Path
+    work: Path
+    _said: float = field(default_factory=time.monotonic)
 
-def best_trial(records: list[TrialRecord]) -> TrialRecord | None:
-    """The complete trial of lowest value, the earliest of equals."""
-    complete = [record for record in records if record.value is not None]
-    return min(complete, key=lambda record: (record.value, record.number), default=None)
+    def run(self, free: list[Slot]) -> None:
+        """Keep every slot busy until all trials have ended."""
+        running: dict[RunningTrial, optuna.Trial] = {}
+        interrupted = [t for t in _begun(self.search) if t.state.name == "RUNNING"]
+        try:
+            while True:
+                while free and (trial := self._next(interrupted)):
+                    if started := self._start(trial, free[0]):
+                        running[started] = trial
+                        free = free[1:]
+                if not running:
+                    return
+                ended, outcome = next_outcome(running)
+                trial = running.pop(ended)
+                ended.end()
+                free = [*free, ended.slot]
+                self._tell(trial, outcome, time.monotonic() - ended.began)
+        except TrialCrashed:
+            for trial in running.values():
+                trial.set_user_attr("starts", 0)  # a bug is told every time, not counted as the trial's failure
+            raise
+        finally:
+            for process in running:
+                process.kill()
 
+    def _next(self, interrupted: "list[optuna.trial.FrozenTrial]") -> "optuna.Trial | None":
+        """A trial that a kill interrupted, else a new one, else None when the study is whole."""
+        import optuna
 
-def best_parameters(study: Path) -> dict[str, Any]:
-    """The parameters a published study found.
-
-    Raises:
-        StudyEmpty: no trial of it completed.
-    """
-    best = json.loads((study / "best.json").read_text())
-    if best["value"] is None:
-        raise StudyEmpty(
-            "No trial of hpo_study completed, so there are no parameters to train with. Look at the reasons in its "
-            "table of trials, change training or study settings, and materialize hpo_study again."
-        )
-    return best["parameters"]
-
-
-def check_completed_trial(records: list[TrialRecord]) -> CheckResult:
-    """At least one trial ran to its end."""
-    counts = {state: sum(record.state == state for record in records) for state in ("complete", "pruned", "failed")}
-    return CheckResult(
-        passed=counts["complete"] > 0,
-        summary=f"{counts['complete']} of {len(records)} trials completed, {counts['pruned']} were pruned, "
-        f"{counts['failed']} failed.",
-        numbers={f"{state}_trials": count for state, count in counts.items()},
-        rows=[{"trial": r.number, "state": r.state, "reason": r.reason} for r in records if r.state == "failed"][:20],
-    )
-
-
-def check_beats_defaults(records: list[TrialRecord]) -> CheckResult:
-    """A searched trial has a lower loss than the YAML's own parameters; never stops anything."""
-    best, default = best_trial(records), records[0].value if records else None
-    if best is None or default is None or best.value is None:
-        return CheckResult(False, "The YAML's own parameters did not complete a trial.", warn_only=True)
-    return CheckResult(
-        passed=best.value < default,
-        summary=f"Best evaluation loss {best.value:.4f} (trial {best.number}), the YAML's own parameters {default:.4f}."
-        + ("" if best.value < default else " Nothing better was found: search more trials or another space."),
-        numbers={"best_value": best.value, "default_value": default},
-        warn_only=True,
-    )
-
-
-def _open(work: Path, study: StudyConfig) -> "optuna.Study":
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruners = {
-        "median": optuna.pruners.MedianPruner(n_startup_trials=study.pruner_startup_trials),
-        "successive_halving": optuna.pruners.SuccessiveHalvingPruner(reduction_factor=study.reduction_factor),
-        "none": optuna.pruners.NopPruner(),
-    }
-    return optuna.create_study(
-        study_name=NAME,
-        storage=f"sqlite:///{work / 'study.db'}",
-        pruner=pruners[study.pruner],
-        load_if_exists=True,
-    )
-
-
-def _next_trial(search: "optuna.Study", study: StudyConfig) -> "optuna.Trial | None":
-    """The trial a killed process left running, else a new one, else None when the study is whole."""
-    import optuna
-
-    begun = [t for t in search.get_trials(deepcopy=False) if t.state != optuna.trial.TrialState.WAITING]
-    running = [t for t in begun if t.state == optuna.trial.TrialState.RUNNING]
-    number = running[0].number if running else len(begun)
-    if number >= study.trials:
-        return None
-    search.sampler = optuna.samplers.TPESampler(seed=study.seed * 100_003 + number, n_startup_trials=4)
-    trial = optuna.Trial(search, running[0]._trial_id) if running else search.ask()
-    for name, values in study.space.items():
-        if isinstance(values, Choices):
-            trial.suggest_categorical(name, values.choices)
-        elif isinstance(values.low, int) and isinstance(values.high, int):
-            trial.suggest_int(name, values.low, values.high, log=values.log)
+        if interrupted:
+            frozen = interrupted.pop(0)
+            self._seed(frozen.number)
+            trial = optuna.Trial(self.search, frozen._trial_id)
         else:
-            trial.suggest_float(name, values.low, values.high, log=values.log)
-    return trial
+            number = len(_begun(self.search))
+            if number >= self.study.trials:
+                return None
+            self._seed(number)
+            trial = self.search.ask()
+        suggest(trial, self.study.space)
+        return trial
 
+    def _seed(self, number: int) -> None:
+        from optuna.samplers import RandomSampler, TPESampler
 
-def _trial_config(
-    training: TrainingConfig, study: StudyConfig, parameters: dict[str, Any], full_steps: int
-) -> TrainingConfig:
-    every = study.steps_per_evaluation(full_steps)
-    budget = {
-        "epochs": None,
-        "max_steps": study.trial_steps(full_steps),
-        "evaluate_every_steps": every,
-        "early_stopping_patience": None,
-        "max_evaluation_loss": None,
-    }
-    return training.with_parameters({**parameters, **budget})
+        seed = self.study.seed * 100_003 + number
+        startup = self.study.sampler_startup_trials
+        tpe = self.study.sampler == "tpe"
+        self.search.sampler = TPESampler(seed=seed, n_startup_trials=startup) if tpe else RandomSampler(seed=seed)
 
+    def _start(self, trial: "optuna.Trial", slot: Slot) -> RunningTrial | None:
+        """Start a trial's process, unless its parameters contradict each other or it was running at every kill."""
+        starts = trial.user_attrs.get("starts", 0) + 1
+        if starts > STARTS_AT_MOST:
+            reason = f"the study was killed {STARTS_AT_MOST} times while it ran; {self._shape(trial)}"
+            self._tell(trial, TrialOutcome("failed", None, reason))
+            return None
+        trial.set_user_attr("starts", starts)
+        shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
+        self._say(f"trial {trial.number + 1} of {self.study.trials}: {shown}")
+        try:
+            config = self._config(trial.params)
+        except ValueError as error:
+            self._tell(trial, TrialOutcome("failed", None, f"these parameters contradict each other: {error}"))
+            return None
+        place = self.work / f"trial-{trial.number}"
+        place.mkdir(exist_ok=True)
+        return RunningTrial(
+            TrialJob(self.base, self.dataset, place, config),
+            slot,
+            log=lambda text: self._pass_on(trial, text),
+            should_prune=lambda step, loss: self._should_prune(trial, step // config.evaluate_every_steps, loss),
+        )
 
-def _prefixed(log: Callable[[str], None], trial: "optuna.Trial") -> Callable[[str], None]:
-    return lambda text: log(f"trial {trial.number + 1}: {text}")
+    def _config(self, parameters: dict[str, Any]) -> TrainingConfig:
+        chosen = restored(self.study.space, parameters)
+        once = {
+            "epochs": None,
+            "max_steps": 1,
+            "early_stopping_patience": None,
+            "max_evaluation_loss": None,
+            "report_to": (),
+        }
+        config = self.training.with_parameters({**chosen, **once})
+        steps, every = self.budget.steps(config)
+        return config.with_parameters({"max_steps": steps, "evaluate_every_steps": every})
 
-
-def _reporter(trial: "optuna.Trial") -> Callable[[int, float], bool]:
-    def should_prune(step: int, loss: float) -> bool:
+    def _should_prune(self, trial: "optuna.Trial", evaluation: int, loss: float) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a continued trial repeats the steps after its checkpoint
-            trial.report(loss, step)
-        return trial.should_prune()
+            trial.report(loss, evaluation)
+        self._say(f"trial {trial.number + 1}: evaluation {evaluation} of {self.budget.evaluations}, loss {loss:.4f}")
+        return evaluation < self.budget.evaluations and trial.should_prune()
 
-    return should_prune
+    def _tell(self, trial: "optuna.Trial", outcome: TrialOutcome, seconds: float = 0.0) -> None:
+        import optuna
+
+        reason = f"{outcome.reason} ({self._shape(trial)})" if outcome.out_of_memory else outcome.reason
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("seconds", round(seconds, 3))
+        states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+        self.search.tell(trial, outcome.evaluation_loss, state=optuna.trial.TrialState[states[outcome.state]])
+        shutil.rmtree(self.work / f"trial-{trial.number}", ignore_errors=True)
+        self._say(f"trial {trial.number + 1} {outcome.state}: {outcome.evaluation_loss or reason}")
+
+    def _shape(self, trial: "optuna.Trial") -> str:
+        """What a trial asked of memory."""
+        config = self._config(trial.params)
+        packs = config.packs_per_step if config.batch_packs == "auto" else config.batch_packs
+        tokens = f"up to {self.lengths.largest(packs):,} tokens in {packs} packs per forward pass"
+        recomputed = f"gradient_checkpointing {config.gradient_checkpointing}"
+        return f"method {config.method}, rank {config.rank}, {tokens}, {recomputed}"
+
+    def _pass_on(self, trial: "optuna.Trial", text: str) -> None:
+        if time.monotonic() - self._said > QUIET_SECONDS:
+            self._say(f"trial {trial.number + 1}: {text}")
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self.log(text)
+
+    def record(self, trial: "optuna.trial.FrozenTrial") -> TrialRecord:
+        """A trial as it is published."""
+        state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+        evaluations = max(trial.intermediate_values, default=0)
+        steps = evaluations * self._config(trial.params).evaluate_every_steps if evaluations else 0
+        return TrialRecord(
+            number=trial.number,
+            state=state,
+            value=trial.value if state == "complete" else None,
+            parameters=restored(self.study.space, trial.params),
+            steps=steps,
+            tokens=self.lengths.trained(self._config(trial.params), steps) if steps else 0,
+            reason=trial.user_attrs.get("reason", ""),
+            seconds=trial.user_attrs.get("seconds"),
+        )
 
 
-def _tell(search: "optuna.Study", trial: "optuna.Trial", outcome: TrialOutcome) -> None:
-    import optuna
-
-    states = {
-        "complete": optuna.trial.TrialState.COMPLETE,
-        "pruned": optuna.trial.TrialState.PRUNED,
-        "failed": optuna.trial.TrialState.FAIL,
-    }
-    trial.set_user_attr("reason", outcome.reason)
-    search.tell(trial, outcome.evaluation_loss, state=states[outcome.state])
-
-
-def _record(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
-    state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-    return TrialRecord(
-        number=trial.number,
-        state=state,
-        value=trial.value if state == "complete" else None,
-        parameters=dict(sorted(trial.params.items())),
-        steps=max(trial.intermediate_values, default=0),
-        reason=trial.user_attrs.get("reason", ""),
-    )
+def _begun(search: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Trials that are not merely queued, in order."""
+    return [trial for trial in search.get_trials(deepcopy=False) if trial.state.name != "WAITING"]

@@ -1,18 +1,22 @@
 """Train one adapter on packed rows with `transformers.Trainer`, so that a killed run continues to the same bytes.
 
-The trainer sees one long epoch of packs in a fixed order; loss, evaluation and stopping are ours, checkpoints and the
-optimiser are its own.
+Everything that can refuse does so first: settings against the device, rows against the base, memory against a plan,
+isolation against the loaded model. Only then does the first step run.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_assets.core import LLMAssetsError
-from llm_assets.training import adapted_model, checkpoints, identity, isolation, packs
+from llm_assets.training import adapted_model, checkpoints, isolation, packs, ranks
 from llm_assets.training.attention import choose_attention, packed_attention
-from llm_assets.training.loss import evaluation_loss, normalized_loss
+from llm_assets.training.device import TrainingDevice, refuse_unsupported, this_device
+from llm_assets.training.loss import evaluate, label_losses
+from llm_assets.training.memory_plan import MemoryPlan
+from llm_assets.training.optimizer_step import StepRunner
+from llm_assets.training.pack_trainer import trainer_class, training_arguments
+from llm_assets.training.run_inputs import PLAN, RunInputs, plans_for, read_inputs
+from llm_assets.training.throughput import Throughput, peak_memory_bytes
 from llm_assets.training.training_config import TrainingConfig
 from llm_assets.training.training_report import (
     Provenance,
@@ -22,11 +26,7 @@ from llm_assets.training.training_report import (
     step_rows,
     write_records,
 )
-from llm_assets.training.watch import Judge, best_path, best_step, evaluations, watch_class
-
-
-class TrainingOutOfMemory(LLMAssetsError):
-    """A step did not fit into memory."""
+from llm_assets.training.watch import Judge, best_path, best_step, evaluations, half_widths, watch_class
 
 
 def train_adapter(
@@ -38,6 +38,7 @@ def train_adapter(
     *,
     log: Callable[[str], None],
     on_evaluation: Callable[[int, float], None] | None = None,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> TrainingReport:
     """Train and write an adapter (for method full: a model), its tokenizer, `loss.parquet` and `training.json`.
 
@@ -47,165 +48,159 @@ def train_adapter(
         out: An existing directory; the result is written there.
         work: Checkpoints; give the same directory again to continue a killed run.
         config: The settings.
-        log: Receives a line about every 10 seconds.
+        log: Receives the memory plan and at most about 60 progress lines.
         on_evaluation: Called with step and evaluation loss; raising ends the run.
+        report: Called with step and the run's curves by name: loss, learning rate, gradient norm, speed, memory.
 
     Raises:
+        TrainingConfigInvalid: the device, the base or an uninstalled package rules a setting out.
         CheckpointMismatch: `work` holds checkpoints of another dataset, base or config.
+        CheckpointNotWritten: the disk is full; the checkpoints before are whole.
+        DatasetUnusable: a split is missing or supervises nothing, or the rows are for another base.
+        MemoryTooSmall: not even one pack at a time fits.
         PackIsolationBroken: packed documents influence each other on this model.
-        TrainingDiverged: a loss or gradient is not finite, or the loss rose; names the step.
-        TrainingOutOfMemory: a step did not fit.
-        DatasetUnusable: a split is missing or supervises nothing.
+        TrainingDiverged: a loss or gradient is not finite, or the loss rose; names the step and rows.
+        TrainingOutOfMemory: a step did not fit, however it is cut.
     """
     from transformers import set_seed
 
-    origin = {
-        "dataset": identity.directory_fingerprint(dataset),
-        "base": identity.directory_fingerprint(base),
-        "config": identity.settings_digest(config.model_dump(mode="json")),
-    }
-    checkpoints.claim(work, origin)
-    row_lists = packs.read_packs(dataset)
-    steps = config.steps(len(row_lists))
-    rows = packs.read_rows(dataset, "train")
-    sequence = packs.PackSequence(rows, row_lists, steps * config.packs_per_step, config.seed)
-    held_out = packs.read_rows(dataset, "validation", config.evaluation_rows)
+    device = this_device()
+    refuse_unsupported(config, device)
+    token_ids = adapted_model.token_ids_of(dataset / "tokenizer", config.trainable_tokens)
+    inputs = read_inputs(base, dataset, config)
+    ranks.from_first(lambda: checkpoints.claim(work, inputs.origin))
+    plans = plans_for(work, inputs, config, device)
+    log(f"memory plan\n{plans[0].table()}")
 
     set_seed(config.seed)
+    before = _start_measuring_memory(device)
     model = adapted_model.load_base(base, config.method, config.compute_dtype)
     attention = choose_attention(config.attention, model)
-    provenance = Provenance(origin["dataset"], origin["base"], adapted_model.quantized_modules(model))
-    model = adapted_model.add_adapter(model, config)
-    measured = isolation.measure_isolation(model, attention, held_out, model.config.vocab_size)
+    provenance = Provenance(
+        inputs.origin["dataset"], inputs.origin["base"], adapted_model.quantized_modules(model), inputs.sequence.rows
+    )
+    model = adapted_model.add_adapter(model, config, token_ids)
+    runner = StepRunner(config, plans, adopt=_adopter(adapted_model.unwrapped(model), work), log=log)
+    probed = inputs.held_out or inputs.sequence.rows
+    measured = isolation.measure_isolation(model.train(), attention, probed, model.config.vocab_size)
     isolation.require_isolation(measured, attention)
 
-    judge = _judge(model, held_out, config, log, on_evaluation)
-    trainer = _trainer(model, sequence, _arguments(config, steps, work), judge)
-    ran = _run(trainer, attention, checkpoints.latest_complete(work), log)
+    throughput = Throughput(inputs.shape, config.method == "full", device, ranks.world())
+    judge = Judge(
+        config=config,
+        runner=runner,
+        throughput=throughput,
+        origin=inputs.origin,
+        evaluate=_evaluation(model, inputs.held_out),
+        save_best=lambda path: adapted_model.save_trained(model, path),
+        log=log,
+        on_evaluation=on_evaluation,
+        report=report or (lambda step, curves: None),
+    )
+    trainer = _trainer(model, inputs, config, work, judge)
+    _run(trainer, attention, ranks.from_first(lambda: checkpoints.latest_complete(work, inputs.origin, log)), log)
     if config.early_stopping_patience:
         _load_best(model, work, trainer.state.log_history)
-    adapted_model.save_adapter(model, out)
-    copy_tokenizer(dataset, out)
-    report = _report(trainer, sequence, config, measured, ran)
-    write_records(out, report, config, provenance, held_out)
-    return report
+    finished = _report(trainer, config, measured, throughput, peak_memory_bytes(device.kind) - before)
+    if ranks.is_first():
+        adapted_model.save_adapter(model, out)
+        copy_tokenizer(dataset, out)
+        write_records(out, finished, config, provenance)
+    return finished
 
 
-def _judge(
-    model: Any,
-    held_out: list[packs.Row],
-    config: TrainingConfig,
-    log: Callable[[str], None],
-    on_evaluation: Callable[[int, float], None] | None,
-) -> Judge:
+def _adopter(inner: Any, work: Path) -> Callable[[MemoryPlan], None]:
+    def adopt(plan: MemoryPlan) -> None:
+        if plan.gradient_checkpointing:
+            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            inner.gradient_checkpointing_disable()
+        layout = {n: getattr(plan, n) for n in ("micro_batch_packs", "gradient_checkpointing")}
+        if ranks.is_first():
+            checkpoints.write_whole(work / PLAN, layout)
+
+    return adopt
+
+
+def _evaluation(model: Any, held_out: Sequence[packs.Row]) -> Callable[[], Any] | None:
+    """Loss on the held-out rows with the model's own attention; None without rows."""
+    if not held_out:
+        return None
     inner = adapted_model.unwrapped(model)
     own_attention = str(inner.config._attn_implementation)
 
-    def evaluate() -> float:
+    def run() -> Any:
         with packed_attention(inner, own_attention):
-            return evaluation_loss(model, held_out)
+            found = evaluate(model, held_out)
+        return ranks.from_first(lambda: found)  # all decide from the same number
 
-    return Judge(config, evaluate, lambda path: adapted_model.save_trained(model, path), log, on_evaluation)
+    return run
 
 
-def _trainer(model: Any, sequence: packs.PackSequence, arguments: Any, judge: Judge) -> Any:
-    from transformers import PrinterCallback, Trainer
+def _trainer(model: Any, inputs: RunInputs, config: TrainingConfig, work: Path, judge: Judge) -> Any:
+    from transformers import PrinterCallback
 
-    trainer = Trainer(
+    trainer = trainer_class()(
+        judge.runner,
+        inputs.sequence,
         model=model,
-        args=arguments,
-        train_dataset=sequence,  # type: ignore[arg-type] - any sequence will do
-        data_collator=packs.lay_end_to_end,
-        compute_loss_func=normalized_loss,
+        args=training_arguments(config, inputs.steps, work),
         callbacks=[watch_class()(judge)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.floating_point_ops = lambda inputs: 0  # it walks every parameter at every step, for a number nobody reads
     return trainer
 
 
-def _arguments(config: TrainingConfig, steps: int, work: Path) -> Any:
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_packs,
-        gradient_accumulation_steps=config.accumulation_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if config.scheduler == "constant" else config.scheduler,
-        warmup_steps=config.warmup_steps(steps),
-        optim="adamw_torch_fused" if config.optimizer == "adamw" else config.optimizer,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.compute_dtype == "bfloat16",
-        fp16=config.compute_dtype == "float16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        save_steps=config.save_every_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=config.seed,
-        use_cpu=adapted_model.training_device() == "cpu",
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # data parallelism by threads would split a packed row
-    return arguments
-
-
-def _run(trainer: Any, attention: str, checkpoint: Path | None, log: Callable[[str], None]) -> tuple[int, float]:
-    """Train to the end; return the step the run began at and the seconds it took."""
-    import torch
-
+def _run(trainer: Any, attention: str, checkpoint: Path | None, log: Callable[[str], None]) -> None:
     values = adapted_model.trained_values(trainer.model)
     log(f"training {values:,} values for {trainer.args.max_steps} steps on {trainer.args.device.type}, {attention}")
-    began = time.monotonic()
-    try:
-        with packed_attention(adapted_model.unwrapped(trainer.model), attention):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingOutOfMemory(
-            f"Step {trainer.state.global_step + 1} did not fit into memory: {str(error).splitlines()[:1]} Lower "
-            "training.batch_packs and raise accumulation_steps by the same factor, or set gradient_checkpointing."
-        ) from error
-    return checkpoints.step_of(checkpoint) if checkpoint else 0, time.monotonic() - began
+    inner = adapted_model.unwrapped(trainer.model)
+    with packed_attention(inner, attention), label_losses(inner):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _load_best(model: Any, work: Path, log_history: list[dict[str, Any]]) -> None:
     """Put the weights of the best evaluation back."""
     from safetensors.torch import load_file
 
+    ranks.wait_for_all()
     model.load_state_dict(load_file(best_path(work, best_step(log_history))), strict=False)
 
 
+def _start_measuring_memory(device: TrainingDevice) -> int:
+    """Forget earlier peaks where that is possible; the bytes to take off the next one."""
+    if device.kind == "cpu":
+        return peak_memory_bytes("cpu")
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    return 0
+
+
 def _report(
-    trainer: Any,
-    sequence: packs.PackSequence,
-    config: TrainingConfig,
-    measured: isolation.Isolation,
-    ran: tuple[int, float],
+    trainer: Any, config: TrainingConfig, measured: isolation.Isolation, throughput: Throughput, peak_bytes: int
 ) -> TrainingReport:
-    steps, evaluated = trainer.state.global_step, evaluations(trainer.state.log_history)
-    history = step_rows(trainer.state.log_history, evaluated)
-    tokens, supervised = sequence.tokens(steps * config.packs_per_step)
+    steps, log_history = trainer.state.global_step, trainer.state.log_history
+    evaluated = evaluations(log_history)
+    published = best_step(log_history) if config.early_stopping_patience else steps
+    history = step_rows(log_history, evaluated)
+    tokens, supervised = trainer.sequence.tokens(steps * (config.packs_per_step // ranks.world()))
     first, final = first_and_final_loss(history)
-    began_step, seconds = ran
-    tokens_here = tokens - sequence.tokens(began_step * config.packs_per_step)[0]
     return TrainingReport(
         steps=steps,
         tokens=tokens,
         supervised_tokens=supervised,
         first_loss=first,
         final_loss=final,
-        base_evaluation_loss=evaluated[0],
-        evaluation_loss=evaluated[best_step(trainer.state.log_history) if config.early_stopping_patience else steps],
+        base_evaluation_loss=evaluated.get(0),
+        evaluation_loss=evaluated.get(published),
+        evaluation_half_width=half_widths(log_history).get(published),
         trainable_parameters=adapted_model.trained_values(trainer.model),
-        tokens_per_second=tokens_here / seconds,
+        skipped_steps=sum("skipped_loss" in entry for entry in log_history),
+        tokens_per_second=throughput.tokens_per_second,
+        model_flops_share=throughput.model_flops_share,
+        plan=trainer.runner.plan,
+        measured_memory_bytes=peak_bytes,
         isolation=measured,
         history=history,
     )

@@ -1,11 +1,12 @@
 """How one adapter is trained: every number that decides its bytes, refused here rather than an hour into a run.
 
 Work is counted in packs and optimiser steps, never in padded batches, so a step costs the same whatever rows it holds.
+How the packs of a step are spread over forward passes is the memory plan's to decide and changes rounding only.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +32,14 @@ class TrainingConfig(Config):
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description='"all-linear" (every linear layer but the output head) or module names.'
     )
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = Field(
+        default=(), description="Vocabulary matrices trained and saved whole beside the adapter, in float32."
+    )
+    trainable_tokens: tuple[str, ...] = Field(
+        default=(),
+        description="Tokens whose embedding rows are trained beside the adapter, such as <|im_end|>; far smaller than "
+        "modules_to_save. Rows of an untied output head are not among them.",
+    )
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate.")
     warmup_share: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0."
@@ -45,11 +54,21 @@ class TrainingConfig(Config):
     max_steps: int | None = Field(
         default=None, ge=1, description="Optimiser steps; give this or epochs. Neither: 2 epochs."
     )
-    batch_packs: int = Field(default=1, ge=1, description="Packs per forward pass, laid end to end in one row.")
-    accumulation_steps: int = Field(default=8, ge=1, description="Forward passes per optimiser step.")
+    batch_packs: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="Packs per forward pass, laid end to end in one row. auto: as many as the memory plan allows, with "
+        "accumulation_steps packs per optimiser step.",
+    )
+    accumulation_steps: int = Field(
+        default=8,
+        ge=1,
+        description="Forward passes per optimiser step; with batch_packs auto, packs per optimiser step.",
+    )
     evaluate_every_steps: int = Field(default=50, ge=1, description="Steps between evaluations on validation rows.")
     evaluation_rows: int = Field(
-        default=200, ge=1, description="Validation rows per evaluation: the first ones, in order."
+        default=200,
+        ge=0,
+        description="Validation rows per evaluation: the first ones, in order. 0 trains without evaluation.",
     )
     early_stopping_patience: int | None = Field(
         default=None,
@@ -62,15 +81,35 @@ class TrainingConfig(Config):
     save_every_steps: int = Field(
         default=100, ge=1, description="Steps between checkpoints; a crash costs at most this many."
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: about a third slower, far less memory."
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Recompute activations in the backward pass: about a third slower, far less memory. auto: where "
+        "the memory plan does not fit without.",
+    )
+    skip_loss_spikes: float | None = Field(
+        default=None,
+        gt=1,
+        description="Leave out the update of a step whose loss is more than this many times the median of the last 20.",
     )
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16", description="Type of the matrix products; adapters stay in float32. float16 needs a GPU."
     )
     attention: Literal["auto", "varlen", "block_mask", "flash_attention_2"] = Field(
         default="auto",
-        description="How packed documents are kept apart. auto: varlen on CPU; flash or block_mask on a GPU.",
+        description="How packed documents are kept apart. auto: flash_attention_2 on a GPU that has it installed, else "
+        "varlen; block_mask for models with sliding windows, at tokens squared of memory.",
+    )
+    compile: bool = Field(default=False, description="Compile the model with torch.compile; needs a GPU.")
+    liger: bool = Field(default=False, description="Use the fused kernels of the liger-kernel package; needs a GPU.")
+    report_to: tuple[str, ...] = Field(
+        default=("mlflow",),
+        description="Where the run's curves go besides the asset page: mlflow, or any integration of transformers that "
+        "is installed, such as tensorboard or wandb.",
+    )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=1,
+        description="Processes that train together on a machine, each on a GPU of its own; auto: one per GPU. They "
+        "share the packs of an optimiser step, so that the losses are those of one process.",
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of the adapter's initial values, dropout and the order of packs."
@@ -82,8 +121,33 @@ class TrainingConfig(Config):
             raise TrainingConfigInvalid(
                 f"training.epochs is {self.epochs} and training.max_steps is {self.max_steps}. Give one of them."
             )
-        if self.method == "full" and (self.use_dora or self.use_rslora):
-            raise TrainingConfigInvalid("training.method full has no adapter: remove use_dora and use_rslora.")
+        return self
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> Self:
+        names = ("use_dora", "use_rslora", "modules_to_save", "trainable_tokens")
+        if self.method == "full" and (given := [name for name in names if getattr(self, name)]):
+            raise TrainingConfigInvalid(
+                f"training.method full trains every weight and has no adapter: remove {', '.join(given)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_once(self) -> Self:
+        if self.modules_to_save and self.trainable_tokens:
+            raise TrainingConfigInvalid(
+                f"training.modules_to_save {list(self.modules_to_save)} already trains every row; remove "
+                "training.trainable_tokens, or keep only that to train a few rows."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_where_needed(self) -> Self:
+        given = [n for n in ("early_stopping_patience", "max_evaluation_loss") if getattr(self, n) is not None]
+        if self.evaluation_rows == 0 and given:
+            raise TrainingConfigInvalid(
+                f"training.evaluation_rows is 0, and {', '.join(given)} needs an evaluation. Set evaluation_rows."
+            )
         return self
 
     @property
@@ -91,10 +155,15 @@ class TrainingConfig(Config):
         """The adapter scale in force."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
+    def trains_row(self, token: str, matrix: Literal["input", "output"]) -> bool:
+        """Whether training changes a token's row of the embedding (input) or of an untied output head (output)."""
+        whole = {"input": "embed_tokens", "output": "lm_head"}[matrix]
+        return self.method == "full" or token in self.trainable_tokens or whole in self.modules_to_save
+
     @property
     def packs_per_step(self) -> int:
         """Packs one optimiser step sees."""
-        return self.batch_packs * self.accumulation_steps
+        return self.accumulation_steps * (1 if self.batch_packs == "auto" else self.batch_packs)
 
     def steps(self, packs: int) -> int:
         """Optimiser steps of the whole run over a dataset of `packs` packs."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_assets.training.isolation import Isolation
+from llm_assets.training.memory_plan import MemoryPlan
 from llm_assets.training.packs import NO_LOSS, Row
 from llm_assets.training.training_config import TrainingConfig
 
@@ -30,12 +31,17 @@ class TrainingReport:
         supervised_tokens: Of those, the ones with a loss.
         first_loss: Mean training loss of the first 10 steps, in a short run of its first half.
         final_loss: Mean training loss of as many last steps.
-        base_evaluation_loss: Loss of the base model on the evaluation rows.
+        base_evaluation_loss: Loss of the base model on the evaluation rows; None without evaluation.
         evaluation_loss: Loss of the published weights on the same rows.
+        evaluation_half_width: Half of its 95 % confidence interval.
         trainable_parameters: Values that were trained.
-        tokens_per_second: Of the steps this process took, evaluations included.
+        skipped_steps: Steps whose update was left out as a loss spike.
+        tokens_per_second: Of the steps this process took, evaluations and checkpoints left out.
+        model_flops_share: Share of the device's peak they used; None where the peak is unknown.
+        plan: The memory plan in force at the end.
+        measured_memory_bytes: Peak of tensors on a GPU; on a CPU what the process's own peak grew by.
         isolation: The pack isolation measured before the first step.
-        history: One row per step: step, loss, learning_rate, evaluation_loss (None where not evaluated).
+        history: One row per step: step, loss, learning_rate, gradient_norm, evaluation_loss (None where not evaluated).
     """
 
     steps: int
@@ -43,28 +49,34 @@ class TrainingReport:
     supervised_tokens: int
     first_loss: float
     final_loss: float
-    base_evaluation_loss: float
-    evaluation_loss: float
+    base_evaluation_loss: float | None
+    evaluation_loss: float | None
+    evaluation_half_width: float | None
     trainable_parameters: int
+    skipped_steps: int
     tokens_per_second: float
+    model_flops_share: float | None
+    plan: MemoryPlan
+    measured_memory_bytes: int
     isolation: Isolation
     history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run was made from: fingerprints of its inputs, and which modules were in 4 bit."""
+    """What a run was made from: fingerprints of its inputs, which modules were in 4 bit, and the rows trained on."""
 
     dataset: str
     base: str
     quantized_modules: Sequence[str]
+    rows: Sequence[Row]
 
 
 def step_rows(log_history: Sequence[Mapping[str, Any]], evaluated: Mapping[int, float]) -> list[dict[str, Any]]:
     """One row per optimiser step from the trainer's log history."""
     return [
         {name: entry[name] for name in ("step", "loss", "learning_rate")}
-        | {"evaluation_loss": evaluated.get(entry["step"])}
+        | {"gradient_norm": entry.get("grad_norm"), "evaluation_loss": evaluated.get(entry["step"])}
         for entry in log_history
         if "loss" in entry
     ]
@@ -77,30 +89,31 @@ def first_and_final_loss(history: Sequence[Mapping[str, Any]]) -> tuple[float, f
     return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
 
-def write_records(
-    out: Path, report: TrainingReport, config: TrainingConfig, provenance: Provenance, held_out: Sequence[Row]
-) -> None:
+def write_records(out: Path, report: TrainingReport, config: TrainingConfig, provenance: Provenance) -> None:
     """Write `loss.parquet` and `training.json` beside the weights."""
     schema = pa.schema(
         [
             ("step", pa.int32()),
             ("loss", pa.float64()),
             ("learning_rate", pa.float64()),
+            ("gradient_norm", pa.float64()),
             ("evaluation_loss", pa.float64()),
         ]
     )
     pq.write_table(pa.Table.from_pylist(report.history, schema), out / "loss.parquet")
     numbers = (
-        "steps", "tokens", "supervised_tokens", "trainable_parameters", "first_loss", "final_loss",
-        "base_evaluation_loss", "evaluation_loss",
+        "steps", "tokens", "supervised_tokens", "trainable_parameters", "skipped_steps", "first_loss", "final_loss",
+        "base_evaluation_loss", "evaluation_loss", "evaluation_half_width",
     )  # fmt: skip
     four_bit = {"type": "nf4", "double_quant": True, "block_size": 64, "compute_dtype": config.compute_dtype}
     record = {
         **{name: getattr(report, name) for name in numbers},
         "method": config.method,
         "parameters": config.model_dump(mode="json"),
-        "evaluation_rows": len(held_out),
-        "end_token_ids": end_token_ids(held_out),
+        "micro_batch_packs": report.plan.micro_batch_packs,
+        "accumulation_steps": report.plan.accumulation_steps,
+        "gradient_checkpointing": report.plan.gradient_checkpointing,
+        "end_token_ids": end_token_ids(provenance.rows),
         "quantization": four_bit if config.method == "qlora" else None,
         "quantized_modules": list(provenance.quantized_modules),
         "dataset_fingerprint": provenance.dataset,

@@ -1,30 +1,27 @@
 """One trial of a study in a process of its own, so that memory returns to the system whatever happens in it.
 
-The processes are forked from a server that has imported the heavy packages once; a trial starts in well under a second
-on a CPU. A trial that runs out of memory or diverges is an outcome, not a crash.
+A trial that runs out of memory or diverges is an outcome, not a crash. It asks the study at every evaluation whether to
+go on, over a pipe: one thread can look after any number of trials.
 """
 
-import ctypes
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.training.trainer import TrainingOutOfMemory, train_adapter
+from llm_assets.training import elastic
+from llm_assets.training.forking import end_with_parent, gpus, process_context
+from llm_assets.training.optimizer_step import TrainingOutOfMemory
+from llm_assets.training.search_space import StudyConfigInvalid
 from llm_assets.training.training_config import TrainingConfig
 from llm_assets.training.watch import TrainingDiverged
-
-PRELOADED = (
-    "torch", "bitsandbytes", "peft", "transformers.trainer", "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama", "transformers.integrations.bitsandbytes", "pyarrow.parquet",
-    "llm_assets.training.trainer",
-)  # fmt: skip
 
 
 class TrialCrashed(LLMAssetsError):
@@ -42,102 +39,164 @@ class TrialOutcome:
     state: Literal["complete", "pruned", "failed"]
     evaluation_loss: float | None
     reason: str = ""
+    out_of_memory: bool = False
 
 
-def run_trial(
-    base: Path,
-    dataset: Path,
-    work: Path,
-    config: TrainingConfig,
-    *,
-    log: Callable[[str], None],
-    should_prune: Callable[[int, float], bool],
-) -> TrialOutcome:
-    """Train with one choice of parameters in a separate process.
+@dataclass(frozen=True)
+class TrialJob:
+    """What a trial trains.
 
-    Args:
+    Attributes:
         base: Hugging Face directory of the base model.
         dataset: A tokenized dataset directory.
         work: The trial's own directory; give it again to continue a killed trial.
         config: The trial's settings.
+    """
+
+    base: Path
+    dataset: Path
+    work: Path
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a trial runs: devices as `CUDA_VISIBLE_DEVICES` takes them, None for all; CPU threads, None as found."""
+
+    devices: str | None = None
+    threads: int | None = None
+
+
+class RunningTrial:
+    """A trial's process, from its start to its outcome.
+
+    Args:
+        job: What to train.
+        slot: Where.
         log: Receives the trial's progress lines.
         should_prune: Called with step and evaluation loss; True cuts the trial short.
+    """
+
+    def __init__(
+        self,
+        job: TrialJob,
+        slot: Slot,
+        *,
+        log: Callable[[str], None],
+        should_prune: Callable[[int, float], bool],
+    ) -> None:
+        context = process_context()
+        self.connection, theirs = context.Pipe()
+        self.slot, self.began = slot, time.monotonic()
+        self._log, self._should_prune = log, should_prune
+        self._process = context.Process(target=_trial, args=(theirs, job, slot))  # type: ignore[union-attr]
+        self._process.start()
+        theirs.close()
+
+    def hear(self) -> TrialOutcome | None:
+        """Answer the trial's next message; its outcome when that was the last one.
+
+        Raises:
+            TrialCrashed: the trial raised anything but divergence or lack of memory.
+        """
+        try:
+            kind, content = self.connection.recv()
+            if kind == "log":
+                self._log(content)
+            elif kind == "evaluation":
+                self.connection.send(self._should_prune(*content))
+            elif kind == "crash":
+                raise TrialCrashed(content)
+            else:
+                return content
+        except (EOFError, ConnectionError):
+            return self._died()
+        return None
+
+    def end(self) -> None:
+        """Wait for a process that has said its outcome, and kill one that has not."""
+        self.connection.close()
+        self._process.join(timeout=10)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._process.kill()
+        self._process.join()
+
+    def _died(self) -> TrialOutcome:
+        self._process.join()
+        code = self._process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return TrialOutcome("failed", None, f"{how}; most often the system ran out of memory", out_of_memory=True)
+
+
+def slots(parallel: int | Literal["auto"], gpus_per_trial: int = 1) -> list[Slot]:
+    """One slot per trial that may run at a time: devices of its own where there are any, else a share of the CPU.
 
     Raises:
-        TrialCrashed: the trial raised anything but divergence or lack of memory.
+        StudyConfigInvalid: there are fewer devices than the trials would need.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(PRELOADED))
-    ours, theirs = server.Pipe()
-    process = server.Process(target=_trial, args=(theirs, base, dataset, work, config), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        return _converse(ours, log, should_prune) or _died(process)
-    finally:
-        ours.close()
-        process.join(timeout=30)
-        if process.is_alive():
-            process.kill()
+    devices, cores = gpus(), len(os.sched_getaffinity(0))
+    count = max(1, len(devices) // gpus_per_trial) if parallel == "auto" else parallel
+    if count == 1:
+        return [Slot()]
+    if not devices:
+        return [Slot(threads=max(1, cores // count))] * count
+    if count * gpus_per_trial > len(devices):
+        raise StudyConfigInvalid(
+            f"study.parallel_trials is {count} with {gpus_per_trial} GPU each, and there are {len(devices)}. Set it to "
+            f"{max(1, len(devices) // gpus_per_trial)} or auto: two trials on one GPU run out of memory by chance."
+        )
+    groups = [devices[start * gpus_per_trial : (start + 1) * gpus_per_trial] for start in range(count)]
+    return [Slot(devices=",".join(group)) for group in groups]
 
 
-def _converse(
-    connection: Connection, log: Callable[[str], None], should_prune: Callable[[int, float], bool]
-) -> TrialOutcome | None:
-    """Answer a trial's messages until its outcome; None when it died without one."""
+def next_outcome(running: Iterable[RunningTrial]) -> tuple[RunningTrial, TrialOutcome]:
+    """Answer whichever trial speaks until one has ended."""
+    by_connection = {trial.connection: trial for trial in running}
     while True:
-        try:
-            kind, content = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return None
-        if kind == "log":
-            log(content)
-        elif kind == "evaluation":
-            connection.send(should_prune(*content))
-        elif kind == "crash":
-            raise TrialCrashed(content)
-        else:
-            return content
+        for spoken in multiprocessing.connection.wait(list(by_connection)):
+            trial = by_connection[spoken]  # type: ignore[index]
+            if outcome := trial.hear():
+                return trial, outcome
 
 
-def _died(process: Any) -> TrialOutcome:
-    process.join()
-    code = process.exitcode or 0
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    return TrialOutcome("failed", None, f"{how}; most often the system ran out of memory")
-
-
-def _trial(connection: Connection, base: Path, dataset: Path, work: Path, config: TrainingConfig) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG; a killed study must not leave its trial training
-    if multiprocessing.parent_process() is None or os.getppid() == 1:
-        return
+def _trial(connection: Connection, job: TrialJob, slot: Slot) -> None:
+    end_with_parent()
+    if slot.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.devices  # before anything looks at a device
+    for name in ("PET_NNODES", "WORLD_SIZE"):
+        os.environ.pop(name, None)  # a trial trains on this machine alone
 
     def on_evaluation(step: int, loss: float) -> None:
         connection.send(("evaluation", (step, loss)))
         if connection.recv():
             raise _Pruned(f"cut short after step {step} at evaluation loss {loss:.4f}")
 
-    out = work / "adapter"
+    connection.send(_told(job, slot, lambda text: connection.send(("log", text)), on_evaluation))
+
+
+def _told(
+    job: TrialJob, slot: Slot, log: Callable[[str], None], on_evaluation: Callable[[int, float], None]
+) -> tuple[str, Any]:
+    """Train, and put what happened into the trial's last message."""
+    import torch
+
+    if slot.threads:
+        torch.set_num_threads(slot.threads)
+    out = job.work / "adapter"
     out.mkdir(parents=True, exist_ok=True)
     try:
-        report = train_adapter(
-            base,
-            dataset,
-            out,
-            work,
-            config,
-            log=lambda text: connection.send(("log", text)),
-            on_evaluation=on_evaluation,
-        )
-        outcome = TrialOutcome("complete", report.evaluation_loss)
+        report = elastic.train(job.base, job.dataset, out, job.work, job.config, log=log, on_evaluation=on_evaluation)
     except _Pruned as pruned:
-        outcome = TrialOutcome("pruned", None, str(pruned))
-    except (TrainingDiverged, TrainingOutOfMemory) as error:
-        outcome = TrialOutcome("failed", None, f"{type(error).__name__}: {error}")
+        return "outcome", TrialOutcome("pruned", None, str(pruned))
+    except TrainingDiverged as error:
+        return "outcome", TrialOutcome("failed", None, f"TrainingDiverged: {error}")
+    except (TrainingOutOfMemory, elastic.RankKilled, MemoryError, torch.OutOfMemoryError) as error:
+        return "outcome", TrialOutcome("failed", None, f"{type(error).__name__}: {error}", out_of_memory=True)
     except LLMAssetsError as error:
-        connection.send(("crash", f"{type(error).__name__}: {error}"))
-        return
-    except Exception:  # the parent raises it: a bug must not pass for a failed trial
-        connection.send(("crash", traceback.format_exc()))
-        return
-    connection.send(("outcome", outcome))
+        return "crash", f"{type(error).__name__}: {error}"
+    except Exception:  # the study raises it: a bug must not pass for a failed trial
+        return "crash", traceback.format_exc()
+    return "outcome", TrialOutcome("complete", report.evaluation_loss)

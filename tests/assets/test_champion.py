@@ -1,7 +1,8 @@
 """Promotion in Dagster: the gate moves the alias, or says why it stays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -47,13 +48,25 @@ class Rounds:
         self, matches: Sequence[int], gate: Sequence[dg.AssetCheckKey] = (ROUND_TRIP,)
     ) -> dg.ExecuteInProcessResult:
         evaluation = write_evaluation(self.root / f"evaluation{len(list(self.root.iterdir()))}", matches)
-        return dg.materialize(
+        return self._run(
             [
                 *upstream_of_evaluation(LINEAGE, self.published),
                 standing_in(LINEAGE.key("evaluation"), evaluation),
                 build_registered_version(LINEAGE, CONFIG, ["gguf_q8_0"], ()),
                 build_champion(LINEAGE, CONFIG, gate),
-            ],
+            ]
+        )
+
+    def champion(self, gate: Sequence[dg.AssetCheckKey], version: int | None) -> dg.ExecuteInProcessResult:
+        asset = build_champion(LINEAGE, CONFIG, gate)
+        return self._run([asset], {"ops": {"orders__champion": {"config": {"version": version}}}} if version else None)
+
+    def _run(
+        self, assets: Sequence[dg.AssetsDefinition], run_config: Mapping[str, Any] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            assets,
+            run_config=run_config,
             instance=self.instance,
             resources={"store": ArtifactStore(root=str(self.root / "artifacts")), "tracking": self.tracking},
             raise_on_error=False,
@@ -78,16 +91,39 @@ def test_the_alias_follows_better_versions_and_stays_when_one_is_worse(published
     assert event.metadata["version"].value == 2 and event.metadata["previous_version"].value == "1"
 
     worse = rounds.next([1] * 10 + [0] * 10)
-    assert not worse.success
+    assert worse.success
     assert not gate_of(worse).passed and "against version 2" in (gate_of(worse).description or "")
-    assert worse.asset_materializations_for_node("orders__champion") == []
+    (kept,) = worse.asset_materializations_for_node("orders__champion")
+    assert kept.metadata["decision"].value == "version 3 refused" and kept.metadata["version"].value == 2
+    assert kept.metadata["fingerprint"].value == event.metadata["fingerprint"].value  # nothing below becomes stale
+    assert len(kept.metadata["versions"].value.records) == 3
+    assert "data:image/png" in kept.metadata["score_by_version"].value
     assert rounds.aliases() == {"champion": "2", "challenger": "3"}
+
+
+def test_going_back_is_one_materialization_with_a_version(published: PublishedLineage, tmp_path: Path):
+    rounds = Rounds(tmp_path, published)
+    rounds.next([1] * 15 + [0] * 5)
+    rounds.next([1] * 20)
+    unmet = dg.AssetCheckKey(LINEAGE.key("evaluation"), "beats_base")  # a red lineage must not keep anyone from it
+    back = rounds.champion(gate=[unmet], version=1)
+    assert back.success and rounds.aliases()["champion"] == "1"
+    (event,) = back.asset_materializations_for_node("orders__champion")
+    assert (event.metadata["version"].value, event.metadata["previous_version"].value) == (1, "2")
+    assert event.metadata["decision"].value == "version 1 rolled back"
+
+    rounds.tracking.store().client().set_registered_model_alias("orders", "champion", "2")  # a person, in MLflow
+    forth = rounds.champion(gate=[unmet], version=None)
+    assert forth.success and rounds.aliases()["champion"] == "2"
+    (event,) = forth.asset_materializations_for_node("orders__champion")
+    assert (event.metadata["version"].value, event.metadata["previous_version"].value) == (2, "1")
 
 
 def test_a_version_below_its_floor_is_not_promoted(published: PublishedLineage, tmp_path: Path):
     rounds = Rounds(tmp_path, published)
     run = rounds.next([1] + [0] * 19)
-    assert not run.success and "0.2 wanted" in (gate_of(run).description or "")
+    (failure,) = [event for event in run.all_events if event.is_step_failure]
+    assert "0.2 wanted" in str(failure.step_failure_data.error)
     assert "champion" not in rounds.aliases()
 
 

@@ -21,6 +21,7 @@ from llm_assets.data.formats import TextToSQLFormat
 from llm_assets.inference import InferenceConfig
 from llm_assets.quantization.config import QuantizationConfig
 from llm_assets.quantization.gguf_model import write_gguf
+from llm_assets.registry.evidence import NotPromoted
 from llm_assets.registry.versions import RegisteredVersion
 from llm_assets.resources.artifact_store import ArtifactStore
 from llm_assets.resources.tracking import MLflowTracking
@@ -29,7 +30,7 @@ from llm_assets.resources.worker import Worker
 LINEAGE = Lineage("m")
 KEYS = ["a", "b", "c"]
 INPUTS, OUTPUTS, USAGE = (LINEAGE.key(name) for name in ("inference_inputs", "inference_outputs", "token_usage"))
-GATE = [dg.AssetCheckKey(LINEAGE.key("champion"), "gate"), dg.AssetCheckKey(INPUTS, "schema")]
+GATE = [dg.AssetCheckKey(INPUTS, "schema")]
 
 
 @LINEAGE.asset(
@@ -64,9 +65,12 @@ def version_directory(tiny_base, tmp_path_factory):
 def home(tmp_path, version_directory, monkeypatch):
     """A temporary installation with three files of questions; `promote` and `run` are what its user does."""
 
-    def load_version(name, number, tracking_uri):
+    def load_version(name, number, tracking_uri, registry_uri):
         metadata = {"variants": {"gguf": {"path": "artifacts/quantized/gguf"}}, "lengths": {"prompt": {"p100": 500}}}
-        return RegisteredVersion(name, number, f"m-{number}", version_directory, {"max_new_tokens": 6}, metadata)
+        passed = json.loads((tmp_path / "store/promote.json").read_text())["passed"]
+        tags = {"llm_assets.gate": json.dumps({"kind": "gate", "passed": passed, "summary": "Measured."})}
+        generation = {"max_new_tokens": 6}
+        return RegisteredVersion(name, number, f"m-{number}", version_directory, generation, metadata, (), tags)
 
     monkeypatch.setattr(outputs_module, "load_version", load_version)
     questions = tmp_path / "questions"
@@ -210,11 +214,25 @@ def test_a_new_champion_answers_everything_again(home):
     assert set(rows["model_version"].to_pylist()) == {"2"}
 
 
-def test_a_red_gate_refuses_with_its_name(home):
+def test_a_version_without_a_passed_gate_of_its_own_is_not_asked(home):
     home.promote("1", passed=False)
     home.run(INPUTS, "a")
-    with pytest.raises(InferenceRefused, match="m/champion:gate"):
+    with pytest.raises(NotPromoted, match=r"m version 1 has no passed gate on record\. Measured"):
         home.run(OUTPUTS, "a")
+
+
+def test_a_red_gate_of_a_refused_challenger_does_not_stop_the_version_in_use(home):
+    home.promote("1")
+    red = dg.AssetCheckEvaluation(
+        asset_key=LINEAGE.key("champion"),
+        check_name="gate",
+        passed=False,
+        metadata={},
+        severity=dg.AssetCheckSeverity.ERROR,
+    )
+    home.instance.report_runless_asset_event(red)
+    home.run(INPUTS, "a")
+    assert home.run(OUTPUTS, "a").success
 
 
 def test_inputs_without_the_promised_columns_never_get_answered(home):

@@ -1,6 +1,7 @@
 """The adapter asset on published inputs: trained with the study's parameters, checked, refused."""
 
 import json
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -10,14 +11,21 @@ from tokenized_by_hand import write_dataset
 from llm_assets.assets.conventions import Lineage
 from llm_assets.assets.lora_adapter import LOSS, PACK_ISOLATION, build_lora_adapter
 from llm_assets.resources.artifact_store import ArtifactStore
+from llm_assets.resources.tracking import MLflowTracking
 from llm_assets.training import TrainingConfig
 
 LINEAGE = Lineage("tiny")
 SETTINGS = {"max_steps": 6, "batch_packs": 2, "accumulation_steps": 1, "evaluate_every_steps": 3, "evaluation_rows": 8}
 
 
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    home = tmp_path_factory.mktemp("mlflow")
+    return MLflowTracking(tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifact_root=str(home / "mlartifacts"))
+
+
 @pytest.fixture
-def materialize(tiny_base, tmp_path):
+def materialize(tiny_base, tmp_path, tracking):
     store, instance = ArtifactStore(root=str(tmp_path / "store")), dg.DagsterInstance.ephemeral()
     study = tmp_path / "study"
     study.mkdir()
@@ -29,7 +37,8 @@ def materialize(tiny_base, tmp_path):
             instance, store, {LINEAGE.key(name): path for name, path in {**inputs, "hpo_study": study}.items()}
         )
         asset = build_lora_adapter(LINEAGE, TrainingConfig.model_validate({**SETTINGS, **settings}))
-        result = dg.materialize([asset], resources={"store": store}, instance=instance, raise_on_error=False)
+        resources = {"store": store, "tracking": tracking}
+        result = dg.materialize([asset], resources=resources, instance=instance, raise_on_error=False)
         return result, store, instance
 
     return run
@@ -40,7 +49,8 @@ def verdicts(result):
 
 
 def test_the_adapter_is_trained_with_the_study_s_parameters_and_checked(materialize):
-    result, store, instance = materialize({"parameters": {"learning_rate": 0.01, "rank": 2}, "value": 5.0})
+    best = {"parameters": {"learning_rate": 0.01, "rank": 2}, "value": 5.0}
+    result, store, instance = materialize(best, report_to=[])
     assert result.success
     assert verdicts(result) == {LOSS: True, PACK_ISOLATION: True}
     adapter = store.open(instance, LINEAGE.key("lora_adapter")).path
@@ -49,21 +59,34 @@ def test_the_adapter_is_trained_with_the_study_s_parameters_and_checked(material
     metadata = result.asset_materializations_for_node("tiny__lora_adapter")[0].metadata
     assert metadata["steps"].value == 6
     assert metadata["evaluation_loss"].value < metadata["base_evaluation_loss"].value
+    assert metadata["planned_memory_bytes"].value > 0
+    assert metadata["measured_memory_bytes"].value >= 0
+    assert metadata["memory_plan"].value.records[0].data["part"] == "weights"
     assert metadata["loss_curve"].value.startswith("![Training and evaluation loss](data:image/png")
 
 
 def test_a_loss_above_the_bound_blocks_the_run_and_stays_visible(materialize):
-    result, _, _ = materialize({"parameters": {}, "value": 5.0}, max_evaluation_loss=0.1)
+    result, _, _ = materialize({"parameters": {}, "value": 5.0}, max_evaluation_loss=0.1, report_to=[])
     assert not result.success
     assert verdicts(result) == {LOSS: False, PACK_ISOLATION: True}
     assert result.asset_materializations_for_node("tiny__lora_adapter")
 
 
-def test_no_workspace_is_left_after_a_clean_run(materialize):
-    _, store, _ = materialize({"parameters": {}, "value": 5.0}, learning_rate=0.01)
-    from pathlib import Path
-
+def test_a_clean_run_leaves_its_curves_in_mlflow_and_no_workspace(materialize, tracking):
+    result, store, _ = materialize({"parameters": {}, "value": 5.0}, learning_rate=0.01)
     assert not list(Path(store.root, ".work").rglob("checkpoint-*"))
+    metadata = result.asset_materializations_for_node("tiny__lora_adapter")[0].metadata
+    client = tracking.store().client()
+    run = client.get_run(metadata["mlflow_run"].value)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "tiny/lora_adapter")
+    assert client.get_experiment(run.info.experiment_id).name == "tiny"
+    assert run.data.tags["dagster.run_id"] == result.run_id
+    assert run.data.params["learning_rate"] == "0.01"
+    curves = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    assert curves.keys() >= {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_bytes"}
+    assert [point.step for point in curves["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in curves["evaluation_loss"]] == [0, 3, 6]
+    assert curves["evaluation_loss"][-1].value == metadata["evaluation_loss"].value
 
 
 def test_a_study_without_a_completed_trial_is_refused(materialize):

@@ -1,12 +1,11 @@
 """The quantized asset on published inputs: made, checked, refused, and the same again."""
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from llm_assets.assets.conventions import Lineage, materialized
 from llm_assets.assets.quantized import LOADS, RECOVERY, build_quantized
+from llm_assets.data.token_files import write_rows
 from llm_assets.engine.job import EngineEnvironmentMissing, engine_python
 from llm_assets.quantization import Hardware, HardwareConfig, QuantizationConfig
 from llm_assets.resources.artifact_store import ArtifactStore
@@ -27,11 +26,12 @@ def tokenized_rows(tiny_base):
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype="auto")
     rows = []
     for seed in range(8):
-        ids = torch.randint(3, 379, (24,), generator=torch.Generator().manual_seed(seed))
-        with torch.inference_mode():
-            predicted = model(ids[None]).logits[0].argmax(-1).tolist()
-        labels = [-100] * 8 + predicted[7:-1]
-        rows.append({"row_id": f"row-{seed}", "input_ids": ids.tolist(), "labels": labels, "prompt_tokens": 8})
+        ids = torch.randint(3, 379, (8,), generator=torch.Generator().manual_seed(seed)).tolist()
+        while len(ids) < 24:  # the model's own continuation, so that it predicts every label
+            with torch.inference_mode():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        labels = [-100] * 8 + ids[8:]
+        rows.append({"row_id": f"row-{seed}", "input_ids": ids, "labels": labels, "prompt_tokens": 8})
     return rows
 
 
@@ -46,13 +46,9 @@ def upstream(tiny_base, tokenized_rows):
 
     @dg.asset(key=LINEAGE.key("tokenized_dataset"))
     def tokenized_dataset(context: dg.AssetExecutionContext, store: ArtifactStore) -> dg.MaterializeResult:
-        types = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
-        table = pa.Table.from_pylist(tokenized_rows)
-        for name, kind in types.items():
-            table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
         with store.staging() as staged:
             for split in ("train", "validation"):
-                pq.write_table(table, staged / f"{split}.parquet")
+                write_rows(staged, split, tokenized_rows)
             return materialized(store.publish(context.asset_key, staged), {})
 
     return [merged_model, tokenized_dataset]

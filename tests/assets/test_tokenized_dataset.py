@@ -14,7 +14,10 @@ from llm_assets.assets.raw_dataset import build_raw_dataset
 from llm_assets.assets.tokenized_dataset import build_tokenized_dataset
 from llm_assets.data import CurationConfig, SourceConfig, SplitConfig, TokenizationConfig
 from llm_assets.data.formats import TextToSQLFormat
+from llm_assets.data.token_files import TokenFile
 from llm_assets.resources.artifact_store import ArtifactStore
+from llm_assets.resources.tracking import MLflowTracking
+from llm_assets.resources.worker import Worker
 
 LINEAGE = Lineage("sql_demo", owners=("team:data",))
 ASSETS = ("raw_dataset", "chat_dataset", "tokenized_dataset")
@@ -43,7 +46,9 @@ def base_model(directory: Path) -> dg.AssetsDefinition:
     return base
 
 
-def materialize(questions: Path, home: Path, tiny_base: Path, instance: dg.DagsterInstance, **changes):
+def materialize(
+    questions: Path, home: Path, tiny_base: Path, instance: dg.DagsterInstance, python: str | None = None, **changes
+):
     format = TextToSQLFormat(system="answer with sql")
     assets = [
         build_raw_dataset(LINEAGE, [SourceConfig(path=str(questions))], format),
@@ -53,9 +58,8 @@ def materialize(questions: Path, home: Path, tiny_base: Path, instance: dg.Dagst
         base_model(tiny_base),
         build_tokenized_dataset(LINEAGE, TokenizationConfig(**{"max_length_tokens": 256, **changes})),
     ]
-    return dg.materialize(
-        assets, instance=instance, resources={"store": ArtifactStore(root=str(home))}, raise_on_error=False
-    )
+    resources = {"store": ArtifactStore(root=str(home)), "tracking": MLflowTracking(), "worker": Worker(python=python)}
+    return dg.materialize(assets, instance=instance, resources=resources, raise_on_error=False)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
     questions = write_questions(home / "questions.jsonl", 300)
     with dg.instance_for_test() as instance:
         first = materialize(questions, home, tiny_base, instance)
-        second = materialize(questions, home, tiny_base, instance)
-        yield home, first, second
+        second = materialize(questions, home, tiny_base, instance, python=str(home / "no_engine"))
+        lines = [entry.user_message for entry in instance.all_logs(second.run_id)]
+        yield first, second, lines
 
 
 def of(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetMaterialization:
@@ -74,26 +79,44 @@ def of(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetMaterialization:
 
 
 def test_every_check_of_the_data_assets_passes_on_sound_rows(run):
-    _, first, _ = run
+    first, _, _ = run
     checks = {c.check_name: c.passed for c in first.get_asset_check_evaluations()}
     assert first.success
     assert len(checks) == 12 and all(checks.values()), checks
 
 
 def test_a_rerun_publishes_the_same_bytes(run):
-    _, first, second = run
+    first, second, _ = run
     for name in ASSETS:
         assert of(first, name).metadata["fingerprint"] == of(second, name).metadata["fingerprint"]
 
 
+def test_unchanged_rows_keep_the_tokens_of_the_last_materialization(run):
+    assert "300 rows keep the tokens they were published with." in run[2]
+
+
+def test_without_an_engine_environment_parity_warns_with_the_remedy_and_blocks_nothing(run):
+    _, second, _ = run
+    (parity,) = [c for c in second.get_asset_check_evaluations() if c.check_name == "template_parity"]
+    assert second.success and not parity.passed and parity.severity == dg.AssetCheckSeverity.WARN
+    assert "make engine-env" in (parity.description or "")
+
+
+def test_the_numbers_of_every_split_are_on_the_asset_page(run):
+    metadata = of(run[0], "tokenized_dataset").metadata
+    shown = {(record.data["split"], record.data["tokens"]) for record in metadata["percentiles"].value.records}
+    assert shown == {(s, t) for s in ("train", "validation", "test") for t in ("prompt", "completion", "total")}
+    assert metadata["characters_per_token"].value > 1 and len(metadata["longest_rows"].value.records) == 5
+
+
 def test_tokens_reconcile_with_the_source_rows(run):
-    _, first, _ = run
+    first, _, _ = run
     assert of(first, "raw_dataset").metadata["dagster/row_count"].value == 300
     assert of(first, "tokenized_dataset").metadata["dagster/row_count"].value == 300
 
 
 def test_the_sample_marks_the_answer_and_nothing_else(run):
-    _, first, _ = run
+    first, _, _ = run
     sample = of(first, "tokenized_dataset").metadata["sample"].value
     assert sample.count("⟦") == 1 + 1  # the legend and the one answer
     assert "⟦SELECT COUNT(*) FROM orders WHERE id =" in sample
@@ -101,10 +124,10 @@ def test_the_sample_marks_the_answer_and_nothing_else(run):
 
 
 def test_packs_hold_every_training_row_once(run):
-    _, first, _ = run
+    first, _, _ = run
     path = Path(of(first, "tokenized_dataset").metadata["path"].value)
     rows = pq.read_table(path / "packs.parquet")["rows"].combine_chunks().flatten().to_pylist()
-    assert sorted(rows) == list(range(pq.read_metadata(path / "train.parquet").num_rows))
+    assert sorted(rows) == list(range(len(TokenFile(path, "train"))))
 
 
 def test_a_dataset_that_is_mostly_too_long_is_published_but_blocks(tmp_path: Path, tiny_base: Path):

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -80,6 +81,40 @@ def test_no_matching_file_is_a_skip_with_the_pattern(tmp_path):
 
     assert isinstance(result, dg.SkipReason)
     assert "No file matches" in str(result.skip_message)
+
+
+def test_a_directory_is_watched_for_every_file_of_rows_in_it(folder):
+    sensor = build_new_data_sensor("m", [str(folder)], "ingest")
+    first = sensor(dg.build_sensor_context())
+    assert isinstance(first, dg.SensorResult) and first.cursor is not None
+    assert list(json.loads(first.cursor)["files"]) == [str(folder / "a.jsonl")]
+
+
+def test_files_at_a_url_are_watched_without_being_fetched(monkeypatch):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    settled = datetime.now(UTC) - timedelta(minutes=1)
+
+    def put(text: str) -> None:
+        memory.pipe("/watched/a.jsonl", text.encode())
+        memory.store["/watched/a.jsonl"].modified = settled + timedelta(seconds=len(text))
+
+    def seen(cursor: str | None) -> tuple[int, str | None]:
+        sensor = build_new_data_sensor("m", ["memory://watched/*.jsonl"], "ingest")
+        result = sensor(dg.build_sensor_context(cursor=cursor))
+        assert isinstance(result, dg.SensorResult)
+        return len(result.run_requests or []), result.cursor
+
+    put("1")
+    monkeypatch.setattr(type(memory), "_open", lambda *_args, **_kwargs: pytest.fail("the file was fetched"))
+    runs, cursor = seen(None)
+    again, cursor = seen(cursor)
+    monkeypatch.undo()
+    put("22")
+    changed, _ = seen(cursor)
+
+    assert (runs, again, changed) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(("value", "status"), [("running", "RUNNING"), ("stopped", "STOPPED"), (None, "STOPPED")])

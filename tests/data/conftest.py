@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,11 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Train a BPE tokenizer and save it with a template: byte-level as Llama 3 and Qwen, or with ▁ as Mistral."""
+    """Train a tokenizer and save it with a template.
+
+    `words` is byte_level (as Llama 3 and Qwen), gpt2 (byte-level with GPT-2's own expression), metaspace (▁ and BPE
+    over the whole text, as Mistral) or unigram (▁ and the likeliest pieces, as XLNet).
+    """
 
     def make(
         template: str | None,
@@ -42,6 +47,16 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
             )
             bpe.decoder = decoders.ByteLevel()
             alphabet = pre_tokenizers.ByteLevel.alphabet()
+        elif words == "gpt2":
+            bpe = Tokenizer(models.BPE())
+            bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            bpe.decoder = decoders.ByteLevel()
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+        elif words == "unigram":
+            bpe = Tokenizer(models.Unigram())
+            bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+            bpe.decoder = decoders.Metaspace()
+            alphabet = sorted(set("".join(CORPUS)) | {"▁"} | {chr(n) for n in range(32, 127)})
         else:
             bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
             bpe.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -49,15 +64,16 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
                 [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
             )
             alphabet = sorted(set("".join(CORPUS)) | {"▁"} | {chr(n) for n in range(32, 127)})
-        bpe.train_from_iterator(
-            CORPUS * 20,
-            trainers.BpeTrainer(
+        if words == "unigram":
+            trainer: Any = trainers.UnigramTrainer(
+                vocab_size=400, special_tokens=["<unk>", *specials], unk_token="<unk>", initial_alphabet=alphabet
+            )
+        else:
+            trainer = trainers.BpeTrainer(
                 vocab_size=600, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
-            ),
-        )
-        if (
-            words != "byte_level"
-        ):  # as converted SentencePiece models have it: learned word by word, applied to the whole
+            )
+        bpe.train_from_iterator(CORPUS * 20, trainer)
+        if words == "metaspace":  # as converted SentencePiece models have it: learned by words, applied to the whole
             bpe.pre_tokenizer = None
             bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain_added])

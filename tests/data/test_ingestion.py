@@ -11,6 +11,7 @@ import pytest
 from llm_assets.data.formats import AlpacaFormat, ShareGPTFormat
 from llm_assets.data.ingestion import ROWS, RowMissingColumn, ingest
 from llm_assets.data.raw_checks import not_empty, schema_holds, sources_complete
+from llm_assets.data.source_files import find_files
 from llm_assets.data.sources import (
     HubDatasetUnavailable,
     SourceConfig,
@@ -18,7 +19,6 @@ from llm_assets.data.sources import (
     SourceMissing,
     SourceNameTaken,
     SourceUnreadable,
-    find_files,
 )
 
 
@@ -122,23 +122,16 @@ def test_an_empty_source_is_refused(tmp_path: Path):
 def test_a_file_without_a_needed_column_is_refused_before_anything_is_written(tmp_path: Path):
     good = lines(tmp_path / "a.jsonl", [{"q": "one"}])
     (tmp_path / "b.csv").write_text("question\none\n")
-    with pytest.raises(RowMissingColumn, match=r"b\.csv, row 1: no column 'q'.*question"):
+    with pytest.raises(RowMissingColumn, match=r"b\.csv: no column 'q'.*question"):
         ingested(tmp_path, good, tmp_path / "b.csv")
     assert not (tmp_path / "out" / ROWS).exists()
 
 
-def test_the_first_json_row_without_a_needed_key_is_named(tmp_path: Path):
-    path = lines(tmp_path / "a.jsonl", [{"q": "one"}, {"q": None}, {"other": "three"}])
-    with pytest.raises(RowMissingColumn, match=r"a\.jsonl, row 3: no column 'q'"):
-        ingested(tmp_path, path)
-
-
-def test_a_malformed_file_is_named(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"q": "one"}\n{"q": \n')
-    (tmp_path / "b.parquet").write_text("no parquet")
-    for name in ("a.jsonl", "b.parquet"):
-        with pytest.raises(SourceUnreadable, match=name):
-            ingested(tmp_path, tmp_path / name)
+def test_a_json_row_without_a_needed_key_counts_as_one_with_a_null(tmp_path: Path):
+    path = lines(tmp_path / "a.jsonl", [{"other": "one"}, {"q": None}, {"q": "three"}])
+    assert ingested(tmp_path, path)["q"].to_pylist() == [None, None, "three"]
+    with pytest.raises(RowMissingColumn, match=r"a\.jsonl: no column 'sql'. It has: other, q"):
+        ingested(tmp_path, path, required=("q", "sql"))
 
 
 def test_sources_of_one_name_and_unknown_suffixes_are_refused(tmp_path: Path):
@@ -222,7 +215,7 @@ def test_a_source_with_its_own_format_needs_that_formats_columns(tmp_path):
     ]
 
     assert ingest(sources, ["q", "a"], tmp_path).held == {"sql": 1, "chat": 1}
-    with pytest.raises(RowMissingColumn, match=r"chat\.jsonl, row 1: no column 'conversations'"):
+    with pytest.raises(RowMissingColumn, match=r"chat\.jsonl: no column 'conversations'"):
         ingest([sources[0], sources[1].model_copy(update={"row_format": ShareGPTFormat()})], ["q", "a"], tmp_path)
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from tokenized_by_hand import write_dataset
 
+from llm_assets.data.token_files import read_tokens
 from llm_assets.engine.local import run_tasks
 from llm_assets.engine.tasks import EngineConfig, GenerationConfig, GenerationTask, read_answers, write_requests
 from llm_assets.quantization.hardware import detect_hardware
@@ -52,7 +52,7 @@ def test_what_is_trained_and_merged_on_the_device_answers_in_its_engine(tiny_bas
         (tmp_path / name).mkdir()
     train_adapter(tiny_base, dataset, tmp_path / "out", tmp_path / "work", settings(), log=lambda _: None)
     merge_adapter(tiny_base, tmp_path / "out", tmp_path / "merged", MergeConfig(), lambda _: None)
-    rows = pq.read_table(dataset / "test.parquet").to_pylist()
+    rows = read_tokens(dataset, "test", ["row_id", "input_ids", "prompt_tokens"]).to_pylist()
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     requests = tmp_path / "requests.parquet"
     write_requests(requests, [row["row_id"] for row in rows], prompts)

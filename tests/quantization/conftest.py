@@ -4,25 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from llm_assets.data.token_files import read_tokens, write_rows
 from llm_assets.quantization.config import QuantizationConfig
 from llm_assets.quantization.quantize import quantize
 
 NAMES = ("Rosa", "Ivo", "Mina", "Otto")
 COLUMNS = ("total", "id", "customer")
 STEPS = 100
-TOKENIZED = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("prompt_tokens", pa.int32()),
-        ("supervised_tokens", pa.int32()),
-    ]
-)
 
 
 def conversations() -> list[list[dict[str, str]]]:
@@ -55,8 +45,7 @@ def tokenized(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         rows.append({"input_ids": both, "labels": labels, "prompt_tokens": len(prompt)})
     directory = tmp_path_factory.mktemp("tokenized")
     for split in ("train", "validation"):
-        named = [{**row, "row_id": f"{split}-{index:02d}", "supervised_tokens": 1} for index, row in enumerate(rows)]
-        pq.write_table(pa.Table.from_pylist(named, TOKENIZED), directory / f"{split}.parquet")
+        write_rows(directory, split, [{**row, "row_id": f"{split}-{index:02d}"} for index, row in enumerate(rows)])
     return directory
 
 
@@ -68,7 +57,7 @@ def merged(tiny_base: Path, tokenized: Path, tmp_path_factory: pytest.TempPathFa
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    rows = pq.read_table(tokenized / "train.parquet").to_pylist()
+    rows = read_tokens(tokenized, "train", ["input_ids", "labels"]).to_pylist()
     width = max(len(row["input_ids"]) for row in rows)
     ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
     labels = torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in rows])

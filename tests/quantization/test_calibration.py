@@ -1,9 +1,8 @@
 """Calibration rows come from training alone, spread over the lengths, the same ones every time."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from llm_assets.data.token_files import read_tokens, write_rows
 from llm_assets.quantization.calibration import CalibrationEmpty, calibration_set, held_out_rows, prompts
 
 
@@ -13,17 +12,13 @@ def dataset(tmp_path):
 
     def rows(split, count=None):
         chosen = lengths[:count]
-        return pa.table(
-            {
-                "row_id": [f"{split}-{index}" for index in range(len(chosen))],
-                "input_ids": pa.array([list(range(length)) for length in chosen], pa.list_(pa.int32())),
-                "labels": pa.array([list(range(length)) for length in chosen], pa.list_(pa.int32())),
-                "prompt_tokens": pa.array([3] * len(chosen), pa.int32()),
-            }
-        )
+        return [
+            {"row_id": f"{split}-{n}", "input_ids": range(length), "labels": range(length), "prompt_tokens": 3}
+            for n, length in enumerate(chosen)
+        ]
 
     for split in ("train", "validation", "test"):
-        pq.write_table(rows(split), tmp_path / f"{split}.parquet")
+        write_rows(tmp_path, split, rows(split))
     return tmp_path
 
 
@@ -41,8 +36,8 @@ def test_every_length_has_its_share(dataset):
 def test_the_choice_depends_on_the_seed_and_not_on_the_order_of_the_file(dataset):
     first = calibration_set(dataset, rows=10, seed=0)["row_id"].to_pylist()
     other_seed = calibration_set(dataset, rows=10, seed=1)["row_id"].to_pylist()
-    train = pq.read_table(dataset / "train.parquet")
-    pq.write_table(train.take(pa.array(range(train.num_rows - 1, -1, -1))), dataset / "train.parquet")
+    train = read_tokens(dataset, "train", ["row_id", "input_ids", "labels", "prompt_tokens"]).to_pylist()
+    write_rows(dataset, "train", reversed(train))
     assert calibration_set(dataset, rows=10, seed=0)["row_id"].to_pylist() == first
     assert other_seed != first
 
@@ -53,9 +48,8 @@ def test_a_small_dataset_is_used_whole(dataset):
 
 @pytest.mark.parametrize(("split", "choose"), [("train", calibration_set), ("validation", held_out_rows)])
 def test_an_empty_split_is_refused_by_name(dataset, split, choose):
-    path = dataset / f"{split}.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 0), path)
-    with pytest.raises(CalibrationEmpty, match=f"{split}.parquet has no row"):
+    write_rows(dataset, split, [])
+    with pytest.raises(CalibrationEmpty, match=f"The {split} split of .* has no row"):
         choose(dataset, 8, 0)
 
 

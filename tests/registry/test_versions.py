@@ -21,7 +21,7 @@ def test_a_version_tells_its_generation_settings_shape_and_lengths(loaded: Regis
     assert loaded.metadata["architecture"]["class"] == "LlamaForCausalLM"
     assert loaded.metadata["architecture"]["layers"] == 2
     assert loaded.metadata["lengths"]["prompt"]["p50"] <= loaded.metadata["lengths"]["prompt"]["p100"]
-    assert loaded.metadata["merge"] == {"policy": "trained_function", "dtype": "bfloat16"}
+    assert loaded.metadata["merge"] == {"policy": "dequantized", "dtype": "bfloat16"}
 
 
 def test_variants_are_found_by_name(loaded: RegisteredVersion):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from published_lineage import empty_database
 
 from llm_assets.registry.tracking_store import TrackingStore, TrackingUnavailable, create_database
 from llm_assets.resources.tracking import MLflowTracking
@@ -11,6 +12,7 @@ from llm_assets.resources.tracking import MLflowTracking
 
 def test_by_default_everything_is_in_the_projects_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.setenv("LLM_ASSETS_HOME", str(tmp_path))
     store = MLflowTracking().store()
     assert store == TrackingStore(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/mlartifacts")
@@ -20,6 +22,31 @@ def test_a_tracking_server_named_by_the_environment_is_used(monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.internal:5000")
     assert MLflowTracking().store().tracking_uri == "http://mlflow.internal:5000"
     assert MLflowTracking(tracking_uri="http://other").store().tracking_uri == "http://other"
+
+
+def test_a_registry_of_its_own_is_named_by_the_environment_or_the_resource(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.internal:5000")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
+    assert MLflowTracking().store().registry_uri == "databricks-uc"
+    assert MLflowTracking(registry_uri="databricks-uc://eu").store().registry_uri == "databricks-uc://eu"
+    assert MLflowTracking(tracking_uri="http://other").store().registry_uri == "http://other"
+
+
+def test_talking_to_another_registry_does_not_change_what_the_environment_means(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.internal:5000")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    (tmp_path / "prod.db").write_bytes(empty_database())
+    TrackingStore(f"sqlite:///{tmp_path / 'prod.db'}", str(tmp_path)).client()
+    assert (
+        MLflowTracking().store().tracking_uri == MLflowTracking().store().registry_uri == "http://mlflow.internal:5000"
+    )
+
+
+def test_a_password_in_a_uri_is_not_shown():
+    link = MLflowTracking(tracking_uri="http://me:secret@mlflow:5000").link("orders", "3")
+    assert link.value == "http://mlflow:5000/#/models/orders/versions/3"
 
 
 def test_a_version_links_to_its_page_on_a_server_and_to_a_command_without_one():

@@ -1,6 +1,6 @@
 import pytest
 
-from llm_assets.training.adapted_model import load_base
+from llm_assets.training.adapted_model import add_adapter, load_base
 from llm_assets.training.attention import (
     VARLEN,
     choose_attention,
@@ -16,7 +16,7 @@ from llm_assets.training.isolation import (
     require_isolation,
 )
 from llm_assets.training.packs import read_rows
-from llm_assets.training.training_config import TrainingConfigInvalid
+from llm_assets.training.training_config import TrainingConfig, TrainingConfigInvalid
 
 LEAKY = "test_leaky"
 
@@ -69,6 +69,37 @@ def test_attention_across_documents_is_refused_before_training(model, rows, leak
     assert not check_isolation(measured).passed
     with pytest.raises(PackIsolationBroken, match=r"test_leaky mixes packed documents.*Set training\.attention"):
         require_isolation(measured, leaky)
+
+
+def test_an_all_ones_mask_in_the_batch_is_refused(model, rows, monkeypatch):
+    import torch
+
+    from llm_assets.training import packs
+
+    lay = packs.lay_end_to_end
+    monkeypatch.setattr(
+        packs, "lay_end_to_end", lambda p: lay(p) | {"attention_mask": torch.ones_like(lay(p)["input_ids"])}
+    )
+    with pytest.raises(PackIsolationBroken, match="An attention mask or a key-value cache"):
+        require_isolation(measure_isolation(model, "sdpa", rows, 512), "sdpa")
+
+
+def test_a_key_value_cache_in_training_mode_is_refused(model, rows):
+    model.config.use_cache = True
+    try:
+        with pytest.raises(PackIsolationBroken, match="use_cache"):
+            require_isolation(measure_isolation(model.train(), "sdpa", rows, 512), "sdpa")
+    finally:
+        model.config.use_cache = False
+        model.eval()
+
+
+def test_dropout_is_off_only_while_isolation_is_measured(tiny_base, rows):
+    config = TrainingConfig(method="lora", compute_dtype="float32", rank=4, dropout=0.5)
+    adapted = add_adapter(load_base(tiny_base, "lora", "float32", device="cpu"), config).train()
+    register_varlen()
+    assert check_isolation(measure_isolation(adapted, VARLEN, rows, 512)).passed
+    assert all(module.training for module in adapted.modules())
 
 
 def test_a_leak_that_is_not_a_number_fails_the_check():

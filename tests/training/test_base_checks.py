@@ -66,7 +66,7 @@ def test_a_zero_row_of_a_template_token_fails_and_names_the_token_and_the_remedy
     assert not result.passed
     assert "<|im_end|>" in result.summary
     assert "<|im_start|>" not in result.summary
-    assert "modules_to_save" in result.summary
+    assert "trainable_tokens" in result.summary
 
 
 def test_a_separate_output_row_of_the_end_token_is_checked_too(base):
@@ -91,7 +91,7 @@ def test_a_llama_is_supported(base):
         ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "mamba"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "no causal language model"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
-        ({"auto_map": {"AutoModel": "modeling.X"}}, "code from its repository"),
+        ({"auto_map": {"AutoModel": "modeling.X"}}, "code from its repository, which is not there"),
     ],
 )
 def test_an_architecture_that_some_later_step_does_not_know_fails_by_name(base, changes, named):

@@ -6,14 +6,17 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from llm_assets.training.base_checks import supported_architecture
 from llm_assets.training.base_model import (
     BaseModelConfig,
     BaseModelConfigInvalid,
-    BaseModelIncomplete,
     BuilderMissing,
-    HubDownloadFailed,
     prepare_base_model,
 )
+from llm_assets.training.hub_snapshot import HubDownloadFailed
+from llm_assets.training.model_directory import BaseModelIncomplete, PickledWeights
+from llm_assets.training.own_code import runs_own_code
+from llm_assets.training.shards import WeightsUnreadable
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,6 +55,8 @@ def out(tmp_path) -> Path:
         ({"hub": "a/b", "revision": COMMIT[:12]}, COMMIT[:12]),
         ({"directory": "/m", "revision": COMMIT}, "not a directory"),
         ({"builder": "not a path"}, "module:function"),
+        ({"directory": "/m", "trust_remote_code": True}, "trust_remote_code .* the base is a directory"),
+        ({"hub": "a/b", "trust_remote_code": True}, "commits/main"),
     ],
 )
 def test_a_source_that_is_not_exactly_one_pinned_one_is_refused_with_a_remedy(settings, named):
@@ -109,6 +114,69 @@ def test_a_model_without_chat_template_is_refused_with_both_ways_out(source, out
     (source / "chat_template.jinja").unlink()
     with pytest.raises(BaseModelIncomplete, match=r"instruct variant.*or add a chat_template.jinja"):
         prepare_base_model(BaseModelConfig(directory=source), out, quiet)
+
+
+def test_a_model_of_pickles_alone_is_refused(source, out):
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(PickledWeights, match=r"pytorch_model\.bin and no model\.safetensors.*can run any code"):
+        prepare_base_model(BaseModelConfig(directory=source), out, quiet)
+
+
+def test_pickles_beside_safetensors_are_left_behind(source, out):
+    (source / "pytorch_model.bin").write_bytes(b"x")
+    prepare_base_model(BaseModelConfig(directory=source), out, quiet)
+    assert not (out / "pytorch_model.bin").exists()
+
+
+def test_a_weight_file_cut_short_is_refused(source, out):
+    whole = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(WeightsUnreadable, match=f"{len(whole) - 100:,} of {len(whole):,} bytes"):
+        prepare_base_model(BaseModelConfig(directory=source), out, quiet)
+
+
+RAN_OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaForCausalLM
+
+Path(__file__).parent.joinpath("ran").touch()
+
+class OwnLlama(LlamaForCausalLM):
+    own = True
+"""
+
+
+@pytest.fixture
+def with_code(source) -> Path:
+    """A Llama whose repository brings a class of its own."""
+    settings = json.loads((source / "config.json").read_text())
+    calls = {"AutoModelForCausalLM": "modeling_own.OwnLlama"}
+    (source / "config.json").write_text(json.dumps(settings | {"auto_map": calls}))
+    (source / "modeling_own.py").write_text(RAN_OWN_CODE)
+    return source
+
+
+def test_code_of_a_repository_is_left_out_unless_the_lineage_trusts_it(with_code, out):
+    from llm_assets.training.adapted_model import load_base
+
+    lines = []
+    prepare_base_model(BaseModelConfig(directory=with_code), out, lines.append)
+    assert not list(out.glob("*.py"))
+    assert not runs_own_code(out)
+    assert "config.json called code of the repository" in lines[-1]
+    assert not hasattr(load_base(out, "lora", "float32", device="cpu"), "own")
+
+
+def test_trusted_code_of_a_pinned_repository_is_trained_with(with_code, out, tmp_path, monkeypatch):
+    from llm_assets.training.adapted_model import load_base
+
+    cache = tmp_path / "hub"
+    shutil.copytree(with_code, cache / "models--acme--tiny" / "snapshots" / COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    prepare_base_model(BaseModelConfig(hub="acme/tiny", revision=COMMIT, trust_remote_code=True), out, quiet)
+    assert supported_architecture(out).passed
+    assert load_base(out, "lora", "float32", device="cpu").own
 
 
 def test_a_missing_directory_is_refused(tmp_path, out):

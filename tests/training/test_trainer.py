@@ -7,7 +7,7 @@ import pytest
 from llm_assets.training.adapted_model import load_adapted
 from llm_assets.training.checkpoints import CheckpointMismatch
 from llm_assets.training.loss import evaluation_loss
-from llm_assets.training.packs import read_rows
+from llm_assets.training.packs import DatasetUnusable, read_rows
 from llm_assets.training.trainer import train_adapter
 
 
@@ -34,8 +34,8 @@ def train(tiny_base, dataset, tmp_path):
     def run(name, config, **options):
         out = tmp_path / f"out-{name}"
         out.mkdir(exist_ok=True)
-        work = options.pop("work", tmp_path / f"work-{name}")
-        report = train_adapter(tiny_base, dataset, out, work, config, log=lambda _: None, **options)
+        inputs = {"base": tiny_base, "dataset": dataset, "work": tmp_path / f"work-{name}", **options}
+        report = train_adapter(out=out, config=config, log=lambda _: None, **inputs)
         return report, out
 
     run.work = lambda name: tmp_path / f"work-{name}"
@@ -125,11 +125,45 @@ def test_the_published_records_agree(train, quick):
     assert (out / "chat_template.jinja").exists()
 
 
-def test_every_method_trains(train, quick):
-    for changes in ({"method": "lora", "use_dora": True}, {"method": "full", "learning_rate": 1e-3}):
-        report, out = train(changes["method"], quick(**changes))
-        assert report.evaluation_loss < report.base_evaluation_loss
-    assert (out / "model.safetensors").exists()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "lora", "use_dora": True},
+        {"method": "lora", "use_rslora": True, "target_modules": ("q_proj", "down_proj")},
+        {"method": "full", "learning_rate": 1e-3},
+    ],
+)
+def test_every_method_trains(train, quick, changes):
+    report, out = train("a", quick(**changes))
+    assert report.evaluation_loss < report.base_evaluation_loss
+    assert (out / ("model.safetensors" if changes["method"] == "full" else "adapter_model.safetensors")).exists()
+
+
+def test_a_run_without_evaluation_needs_no_validation_row(train, quick, dataset, tmp_path):
+    import shutil
+
+    from llm_assets.data.token_files import write_rows
+
+    alone = tmp_path / "alone"
+    shutil.copytree(dataset, alone)
+    write_rows(alone, "validation", [])
+    with pytest.raises(DatasetUnusable, match=r"has no row\. Raise split\.validation .* training\.evaluation_rows 0"):
+        train("a", quick(), dataset=alone)
+    report, out = train("b", quick(evaluation_rows=0), dataset=alone)
+    assert report.evaluation_loss is None
+    assert report.final_loss < report.first_loss
+    assert json.loads((out / "training.json").read_text())["evaluation_loss"] is None
+
+
+def test_rows_of_another_base_are_refused_before_it_is_loaded(train, quick, tiny_base, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 2}))
+    with pytest.raises(DatasetUnusable, match=r"holds token id \d+; the base model's vocabulary has 2"):
+        train("a", quick(), base=other)
 
 
 def test_recomputing_activations_changes_no_loss(train, quick):

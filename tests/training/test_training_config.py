@@ -9,7 +9,7 @@ def test_epochs_and_steps_together_are_refused_with_both_values():
 
 
 def test_dora_without_an_adapter_is_refused():
-    with pytest.raises(ValueError, match="full has no adapter"):
+    with pytest.raises(ValueError, match="has no adapter: remove use_dora"):
         TrainingConfig(method="full", use_dora=True)
 
 

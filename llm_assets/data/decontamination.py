@@ -1,0 +1,212 @@
+"""Training rows that quote what a model is measured on: benchmark files named in the YAML, and held-out rows.
+
+Texts are compared by runs of words, lower-cased and without punctuation, 13 by default as for GPT-3 (Brown et al.
+2020, appendix C). A run in common with a benchmark drops the row, unless it is a set phrase: as there, one that more
+than ten training rows have, counting rows that ask the same as one. A text shorter than a run is one run; texts below
+`min_words` are not compared, since 'yes' is no leak. The cost is 8 bytes of memory per word of what is protected.
+"""
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator, model_validator
+
+from llm_assets.core import Config, LLMAssetsError
+from llm_assets.data.similarity import normalised
+from llm_assets.data.word_runs import word_runs
+
+NOT_WORD = re.compile(r"[\W_]+")
+SCREEN_BITS = 22
+
+
+class BenchmarkUnreadable(LLMAssetsError):
+    """A benchmark file is missing, empty or malformed."""
+
+
+class ContaminationConfig(Config):
+    """What training rows must not quote."""
+
+    benchmarks: tuple[str, ...] = Field(
+        default=(),
+        description="Files or globs (Parquet, JSON, JSONL, CSV, text by lines); every text in them is protected.",
+    )
+    held_out: bool = Field(
+        default=False, description="Protect this lineage's validation and test rows as well, beyond equal prompts."
+    )
+    ngram_words: int = Field(default=13, ge=3, description="Words per run.")
+    min_words: int = Field(default=8, ge=1, description="Shorter texts are not compared.")
+    set_phrase_rows: int = Field(
+        default=10,
+        ge=1,
+        description="Runs that training rows with more than this many different prompts have are set phrases: no leak.",
+    )
+    min_runs: int = Field(default=1, ge=1, description="Drop a row from this many runs in common.")
+    min_share: float = Field(
+        default=0.0, ge=0, le=1, description="And only if these are at least this share of the row's runs."
+    )
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _readable(cls, benchmarks: tuple[str, ...]) -> tuple[str, ...]:
+        for path in benchmarks:
+            suffixes = Path(path).suffixes
+            if not suffixes or suffixes[-1] not in READERS:
+                raise ValueError(f"benchmark {path!r} has no known suffix; give a file ending in {', '.join(READERS)}")
+        return benchmarks
+
+    @model_validator(mode="after")
+    def _protects_something(self) -> Self:
+        if not self.benchmarks and not self.held_out:
+            raise ValueError("contamination protects nothing; list benchmarks, set held_out: true, or leave it out")
+        return self
+
+    def files(self) -> list[Path]:
+        """Benchmark files, in the order of the YAML.
+
+        Raises:
+            BenchmarkUnreadable: an entry names no file.
+        """
+        found = []
+        for pattern in self.benchmarks:
+            paths = sorted(glob.glob(pattern, recursive=True))
+            if not paths:
+                raise BenchmarkUnreadable(f"Benchmark '{pattern}' names no file. Correct the path or remove the entry.")
+            found += [Path(path) for path in paths]
+        return found
+
+    def digest(self) -> list[str]:
+        """SHA-256 of each benchmark file that is there, so that another content marks the dataset stale."""
+        paths = [path for pattern in self.benchmarks for path in sorted(glob.glob(pattern, recursive=True))]
+        return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+
+
+class ProtectedRuns:
+    """The runs of protected texts, and which source each belongs to."""
+
+    def __init__(self, config: ContaminationConfig):
+        self.config, self.names = config, list[str]()
+        self._found: list[tuple[np.ndarray, int]] = []
+        self._hashes = np.empty(0, np.uint64)
+        self._sources = np.empty(0, np.int16)
+        self._rows_with = np.empty(0, np.int32)
+        self._screen = np.zeros(1 << SCREEN_BITS, bool)  # which leading bits occur: most look-ups end here
+
+    def protect(self, name: str, texts: Iterable[str]) -> int:
+        """Add the texts of one source; returns how many runs they had. Call `seal` after the last."""
+        count, number = 0, len(self.names)
+        self.names.append(name)
+        left = iter(texts)
+        while some := list(islice(left, 4096)):
+            runs = np.unique(word_runs(self._long(some), self.config.ngram_words)[0])
+            self._found.append((runs, number))
+            count += len(runs)
+        return count
+
+    def seal(self) -> "ProtectedRuns":
+        """Sort the runs for look-up; a run of several sources counts for the first."""
+        hashes = np.concatenate([self._hashes, *(runs for runs, _ in self._found)])
+        sources = np.concatenate([self._sources, *(np.full(len(runs), n, np.int16) for runs, n in self._found)])
+        self._found = []
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._sources, self._rows_with = sources[first], np.zeros(len(first), np.int32)
+        self._screen[self._hashes >> np.uint64(64 - SCREEN_BITS)] = True
+        return self
+
+    def count(self, conversations: Sequence[Sequence[str]]) -> None:
+        """Learn set phrases: count the rows, given as their texts, that have each run."""
+        rows, runs, _ = self._quoted(conversations)
+        pairs = np.unique(np.stack([rows, runs]), axis=1)
+        np.add.at(self._rows_with, pairs[1], 1)
+
+    def judge(self, conversations: Sequence[Sequence[str]]) -> list[tuple[str, str] | None]:
+        """For each conversation, given as its texts: None, or whom it quotes and a sentence that says how much."""
+        rows, runs, totals = self._quoted(conversations)
+        telling = self._rows_with[runs] <= self.config.set_phrase_rows
+        rows, runs = rows[telling], runs[telling]
+        verdicts: list[tuple[str, str] | None] = [None] * len(conversations)
+        for row in np.unique(rows).tolist():
+            quoted, total = self._sources[runs[rows == row]], int(totals[row])
+            if len(quoted) >= self.config.min_runs and len(quoted) >= self.config.min_share * total:
+                name = self.names[int(np.bincount(quoted).argmax())]
+                detail = f"{len(quoted)} of {total} runs of {self.config.ngram_words} words are in {name}"
+                verdicts[row] = (name, detail)
+        return verdicts
+
+    def _quoted(self, conversations: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each protected run found: its conversation and its number; and how many runs each conversation has."""
+        texts = [self._long(turns) for turns in conversations]
+        runs, offsets = word_runs([text for turns in texts for text in turns], self.config.ngram_words)
+        stops = offsets[np.cumsum([0, *map(len, texts)])]
+        places = np.flatnonzero(self._screen[runs >> np.uint64(64 - SCREEN_BITS)])
+        numbers = np.searchsorted(self._hashes, runs[places])
+        numbers[numbers == len(self._hashes)] = 0  # beyond the last: no match below
+        known = self._hashes[numbers] == runs[places]
+        return np.searchsorted(stops, places[known], side="right") - 1, numbers[known], np.diff(stops)
+
+    def _long(self, texts: Iterable[str]) -> list[str]:
+        cleaned = (NOT_WORD.sub(" ", normalised(text)).strip() for text in texts)
+        return [text for text in cleaned if text.count(" ") + 1 >= self.config.min_words]
+
+
+def benchmark_runs(config: ContaminationConfig) -> ProtectedRuns:
+    """Read the benchmark files.
+
+    Raises:
+        BenchmarkUnreadable: a file is missing, malformed, or holds no text long enough to be found.
+    """
+    protected = ProtectedRuns(config)
+    for path in config.files():
+        if not protected.protect(path.name, _texts_of_file(path)):
+            raise BenchmarkUnreadable(
+                f"Benchmark {path} holds no text of at least {config.min_words} words. Lower contamination.min_words, "
+                "or remove the entry."
+            )
+    return protected.seal()
+
+
+def _texts_of_file(path: Path) -> Iterator[str]:
+    try:
+        for value in READERS[path.suffix](path):
+            yield from _texts(value)
+    except (ValueError, OSError) as error:  # what json, pyarrow and UTF-8 decoding raise on a malformed file
+        raise BenchmarkUnreadable(f"Benchmark {path} cannot be read: {error}. Repair the file.") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    for batch in pq.ParquetFile(path).iter_batches(1024):
+        yield batch.to_pylist()
+
+
+READERS = {
+    ".parquet": _parquet_rows,
+    ".json": lambda path: [json.loads(path.read_text(encoding="utf-8"))],
+    ".jsonl": lambda path: (json.loads(line) for line in _lines(path) if line.strip()),
+    ".csv": lambda path: [pc.read_csv(path).to_pylist()],
+    ".txt": _lines,
+}
