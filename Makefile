@@ -18,6 +18,9 @@ export LLM_ASSETS_HOME ?= $(CURDIR)/.llm_assets
 export OMP_NUM_THREADS ?= 1
 export GOMP_SPINCOUNT ?= 0
 
+# As many tests at a time as there are cores, but each of them may hold a model or an engine: four at most.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
 .PHONY: help docs env engine-env demo dev mlflow-ui test test-fast lint format lock bench clean $(BENCHES)
@@ -37,10 +40,10 @@ mlflow-ui: env ## Open the MLflow UI on http://localhost:5000
 	.venv/bin/mlflow server --backend-store-uri sqlite:///$(LLM_ASSETS_HOME)/mlflow.db --port $${PORT:-5000} --workers 1
 
 test: env engine-env ## Run every test; materializes the demo once
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: env engine-env ## Run the tests that do not need the materialized demo
-	.venv/bin/python -m pytest -m "not end_to_end"
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not end_to_end"
 
 lint: env ## Check style, types and import contracts
 	.venv/bin/ruff check .

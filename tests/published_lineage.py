@@ -136,10 +136,10 @@ def empty_database() -> bytes:
         return (Path(scratch) / "mlflow.db").read_bytes()
 
 
-def standing_in(key: dg.AssetKey, directory: Path) -> dg.AssetsDefinition:
+def standing_in(key: dg.AssetKey, directory: Path, deps: Sequence[dg.AssetKey] = ()) -> dg.AssetsDefinition:
     """An upstream asset that publishes a prepared directory."""
 
-    @dg.asset(key=key)
+    @dg.asset(key=key, deps=list(deps))
     def prepared(context: dg.AssetExecutionContext, store: ArtifactStore) -> dg.MaterializeResult:
         with store.staging() as staged:
             shutil.copytree(directory, staged, dirs_exist_ok=True)

@@ -1,12 +1,13 @@
 """The alias of the version in use, moved only by the gate or by a person who goes back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from llm_assets.assets.conventions import Lineage, materialized, picture, table, unmet_checks
+from llm_assets.assets.conventions import Lineage, check_event, materialized, picture, table, unmet_checks
 from llm_assets.charts import line_chart
+from llm_assets.core import CheckResult
 from llm_assets.registry.config import RegistryConfig
 from llm_assets.registry.history import PastVersion, history_rows, read_history
 from llm_assets.registry.prompts import write_prompt_record
@@ -45,7 +46,7 @@ def build_champion(lineage: Lineage, registry: RegistryConfig, gate: Sequence[dg
     )
     def champion(
         context: dg.AssetExecutionContext, config: ChampionRun, store: ArtifactStore, tracking: MLflowTracking
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
         """The version in use: the alias inference reads.
 
         The newest version is compared with the one in use on the held-out rows both answered. It takes the alias when
@@ -60,13 +61,15 @@ def build_champion(lineage: Lineage, registry: RegistryConfig, gate: Sequence[dg
         recorded = _recorded(context, store, name)
         unmet = unmet_checks(context.instance, gate)
         if unmet and not throne.asked(requested, recorded):
-            raise dg.Failure(
+            reason = (
                 f"Not promoted: {len(unmet)} checks have not passed: {', '.join(unmet)}. Fix and materialize those "
-                "assets, then this one. The version in use stays in use.",
-                allow_retries=False,
+                "assets, then this one. The version in use stays in use."
             )
+            yield check_event(GATE, CheckResult(False, reason))
+            raise dg.Failure(reason, allow_retries=False)
         decided = throne.succeed(record["version"], requested, recorded)
         if decided.promotion is None:
+            yield check_event(GATE, decided.verdict)  # nothing is in use, so nothing is materialized to carry it
             raise dg.Failure(
                 f"{name} version {decided.candidate} was not promoted, and there is no version in use. "
                 f"{decided.verdict.summary}",
@@ -78,7 +81,7 @@ def build_champion(lineage: Lineage, registry: RegistryConfig, gate: Sequence[dg
             write_prompt_record(staged, throne.prompts(decided.promotion.version))  # for who asks it
             artifact = store.publish(context.asset_key, staged)
         version, history = decided.promotion.version, read_history(name, mlflow)
-        return materialized(
+        yield materialized(
             artifact,
             {
                 "version": int(version),

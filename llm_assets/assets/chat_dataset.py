@@ -18,6 +18,7 @@ from llm_assets.data.dropped import dropped_by_reason, dropped_samples
 from llm_assets.data.formats import resolve_templates
 from llm_assets.data.funnel import funnel, sampled_lengths, split_sizes
 from llm_assets.data.ingestion import ROWS
+from llm_assets.data.messages import spoken_as
 from llm_assets.registry.prompts import write_prompt_record
 from llm_assets.resources.artifact_store import ArtifactStore
 from llm_assets.resources.tracking import MLflowTracking
@@ -54,7 +55,7 @@ def build_chat_dataset(
         "chat_dataset",
         stage="data",
         kinds={"duckdb", "parquet"},
-        version="2",
+        version="3",
         settings=settings,
         deps=[lineage.key("raw_dataset")],
         check_specs=lineage.blocking_checks(
@@ -91,7 +92,9 @@ def build_chat_dataset(
             )
             checks = {
                 ROLES: roles_alternate(staged),
-                NO_SPLIT_LEAKAGE: no_split_leakage(staged, curation.leakage_similarity, curation.max_leakage_share),
+                NO_SPLIT_LEAKAGE: no_split_leakage(
+                    staged, curation.leakage_similarity, curation.max_leakage_share, raw.path / ROWS, split.group_column
+                ),
                 DROP_SHARE: drop_share(report, curation.max_drop_share),
             }
             artifact = store.publish(context.asset_key, staged)
@@ -137,4 +140,4 @@ def _metadata(path: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 def _first_conversation(path: Path) -> list[dict[str, Any]]:
     row = next(pq.ParquetFile(path / "train.parquet").iter_batches(1)).to_pylist()[0]
-    return [{"role": turn["role"], "content": turn["content"] or turn["tool_calls"]} for turn in row["messages"]]
+    return [{"role": spoken_as(turn), "content": turn["content"] or turn["tool_calls"]} for turn in row["messages"]]

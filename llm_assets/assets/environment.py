@@ -1,10 +1,11 @@
 """One environment of a model, such as prod: the version in use there, copied from the environment before it."""
 
 import json
+from collections.abc import Iterator
 
 import dagster as dg
 
-from llm_assets.assets.conventions import Lineage, materialized, table
+from llm_assets.assets.conventions import Lineage, check_event, materialized, table
 from llm_assets.registry.config import RegistryConfig
 from llm_assets.registry.copying import copy_version
 from llm_assets.registry.environments import EnvironmentConfig
@@ -55,7 +56,7 @@ def _build_environment(
     )
     def in_use(
         context: dg.AssetExecutionContext, config: EnvironmentRun, store: ArtifactStore, tracking: MLflowTracking
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
         """The version in use in this environment.
 
         The version in use in the environment before it is copied here, with its gate's evidence, and takes the alias
@@ -74,6 +75,7 @@ def _build_environment(
         requested = str(config.version) if config.version is not None else None
         decided = throne.succeed(copied.version, requested, _recorded(context, store, environment.name))
         if decided.promotion is None:
+            yield check_event(GATE, decided.verdict)  # nothing is in use, so nothing is materialized to carry it
             raise dg.Failure(
                 f"Nothing is in use in {environment.label}. {decided.verdict.summary}", allow_retries=False
             )
@@ -83,7 +85,7 @@ def _build_environment(
         with store.staging() as staged:
             (staged / RECORD).write_text(json.dumps(decided.promotion.as_dict(), indent=1))
             artifact = store.publish(context.asset_key, staged)
-        return materialized(
+        yield materialized(
             artifact,
             {
                 "version": int(decided.promotion.version),

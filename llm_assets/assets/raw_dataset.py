@@ -44,7 +44,7 @@ def build_raw_dataset(
         "raw_dataset",
         stage="data",
         kinds={"duckdb", "parquet"},
-        version="2",
+        version="3",
         settings=[[_settings(source) for source in sources], required],
         check_specs=lineage.blocking_checks(
             "raw_dataset",

@@ -10,6 +10,7 @@ from llm_assets.assets.conventions import Lineage, materialized, picture, table,
 from llm_assets.charts import bar_chart
 from llm_assets.evaluation.report import scoreboard_rows
 from llm_assets.evaluation.scoreboard import MERGED
+from llm_assets.registry.coherence import Part, refuse_mixed
 from llm_assets.registry.config import RegistryConfig
 from llm_assets.registry.contents import VersionSources, stored_bytes
 from llm_assets.registry.model_card import write_model_card
@@ -17,11 +18,12 @@ from llm_assets.registry.promote import point_challenger
 from llm_assets.registry.register import register_version, write_record
 from llm_assets.registry.round_trip import registry_round_trip
 from llm_assets.registry.versions import RegisteredVersion, load_version
-from llm_assets.resources.artifact_store import ArtifactStore
+from llm_assets.resources.artifact_store import FINGERPRINT_KEY, ArtifactStore
 from llm_assets.resources.tracking import MLflowTracking
 
 ROUND_TRIP = "registry_round_trip"
 MADE_FROM = ("evaluation", "merged_model", "lora_adapter", "tokenized_dataset", "chat_dataset")
+FLOW = ("base_model", "chat_dataset", "tokenized_dataset", "lora_adapter", "merged_model")  # then variants, evaluation
 
 
 def build_registered_version(
@@ -72,7 +74,8 @@ def build_registered_version(
 
         It holds the merged weights, every quantized variant, tokenizer and template, the generation settings its
         scoreboard was measured with, token lengths, training record, fingerprints and a model card. Registering the
-        same artifacts again returns the version there is. Refused while any check of the lineage is not passed.
+        same artifacts again returns the version there is. Refused while any check of the lineage is not passed, and
+        when a part was made from something else than the other parts, such as an adapter of an earlier dataset.
         """
         if unmet := unmet_checks(context.instance, gate):
             raise dg.Failure(
@@ -80,6 +83,8 @@ def build_registered_version(
                 "assets, then this one.",
                 allow_retries=False,
             )
+        order = [*map(lineage.key, FLOW), *variants.values(), lineage.key("evaluation")]
+        refuse_mixed({"/".join(key.path[1:]): part for key in order if (part := _part(context, key))})
         opened = {asset: store.open(context.instance, key).path for asset, key in fixed.items()}
         sources = VersionSources(
             model=lineage.model,
@@ -116,6 +121,16 @@ def build_registered_version(
         )
 
     return registered_version
+
+
+def _part(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Part | None:
+    """An asset's current content and what it was made from, as its last materialization recorded both."""
+    event, provenance = context.instance.get_latest_materialization_event(key), context.get_asset_provenance(key)
+    if event is None or event.asset_materialization is None:
+        return None
+    used = provenance.input_data_versions if provenance else {}
+    made_from = {"/".join(source.path[1:]): version.value for source, version in used.items()}
+    return Part(str(event.asset_materialization.metadata[FINGERPRINT_KEY].value), made_from)
 
 
 def _page(loaded: RegisteredVersion, stored: Mapping[str, int]) -> dict[str, Any]:

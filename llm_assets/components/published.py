@@ -1,8 +1,9 @@
 """What a deployed lineage tells about itself: its jobs carry its configuration, so a caller can compare before it runs.
 
-Passwords in URIs are left out: job metadata is shown to everybody who sees the UI.
+Passwords and signatures in URIs are left out: job metadata is shown to everybody who sees the UI.
 """
 
+import re
 from typing import Any
 
 import dagster as dg
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from llm_assets.registry.tracking_store import redacted
 
 LINEAGE_METADATA = "lineage"
+SIGNATURE = re.compile(r"([?&][^=&]*(?:sig|token|key|secret|password|credential)[^=&]*=)[^&]+", re.IGNORECASE)
 
 
 def lineage_metadata(config: BaseModel) -> dict[str, dg.MetadataValue]:
@@ -19,9 +21,11 @@ def lineage_metadata(config: BaseModel) -> dict[str, dg.MetadataValue]:
 
 
 def without_passwords(value: Any) -> Any:
-    """The same data with user and password cut out of every URI."""
+    """The same data with user, password and the signature of a presigned link cut out of every URI."""
     if isinstance(value, dict):
         return {name: without_passwords(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_passwords(item) for item in value]
-    return redacted(value) if isinstance(value, str) and "://" in value else value
+    if isinstance(value, str) and "://" in value:
+        return SIGNATURE.sub(r"\1…", redacted(value))
+    return value

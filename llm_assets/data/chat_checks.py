@@ -15,6 +15,7 @@ from llm_assets.data.chat_rows import read_chat
 from llm_assets.data.messages import RowRefused, check_turns
 from llm_assets.data.minhash import estimated_similarity, sketch
 from llm_assets.data.similarity import said
+from llm_assets.data.split_groups import groups_in_two_splits
 from llm_assets.data.splits import SPLITS
 
 SAMPLE_ROWS = 20
@@ -43,8 +44,18 @@ def roles_alternate(chat: Path) -> CheckResult:
     )
 
 
-def no_split_leakage(chat: Path, similarity: float, max_near_share: float) -> CheckResult:
-    """No prompt and no row id stands in two splits, and few held-out rows nearly repeat a training row."""
+def no_split_leakage(
+    chat: Path, similarity: float, max_near_share: float, raw_rows: Path | None = None, group_column: str | None = None
+) -> CheckResult:
+    """No prompt, row id or group stands in two splits, and few held-out rows nearly repeat a training row.
+
+    Args:
+        chat: A chat dataset.
+        similarity: From which similarity a row nearly repeats another.
+        max_near_share: Largest share of held-out rows that may.
+        raw_rows: The `rows.parquet` it was made from; needed with `group_column`.
+        group_column: Source column whose values stand in one split each.
+    """
     held_out = _HeldOut(similarity)
     for split in HELD_OUT:
         for row_ids, conversations in read_chat(chat / f"{split}.parquet"):
@@ -54,17 +65,22 @@ def no_split_leakage(chat: Path, similarity: float, max_near_share: float) -> Ch
         held_out.compare(row_ids, conversations)
     near, rows = held_out.near, len(held_out.row_ids)
     share = len(near) / rows if rows else 0.0
+    torn, torn_groups = 0, list[dict[str, Any]]()
+    if raw_rows and group_column:
+        torn, torn_groups = groups_in_two_splits(chat, raw_rows, group_column, SAMPLE_ROWS)
     return CheckResult(
-        passed=not held_out.leaks and share <= max_near_share,
+        passed=not held_out.leaks and not torn and share <= max_near_share,
         summary=f"{held_out.leaks} rows stand in two splits. {len(near)} of {rows} held-out rows "
-        f"({share:.1%}, allowed {max_near_share:.0%}) are at least {similarity:.0%} like a training row.",
+        f"({share:.1%}, allowed {max_near_share:.0%}) are at least {similarity:.0%} like a training row."
+        + (f" {torn} values of {group_column} stand in two splits." if group_column else ""),
         numbers={
             "exact_leaks": held_out.leaks,
             "near_duplicates": len(near),
             "near_duplicate_share": float(share),
             "held_out_rows": rows,
+            **({"torn_groups": torn} if group_column else {}),
         },
-        rows=[*held_out.exact, *near.values()][:SAMPLE_ROWS],
+        rows=[*torn_groups, *held_out.exact, *near.values()][:SAMPLE_ROWS],
     )
 
 

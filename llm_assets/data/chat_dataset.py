@@ -110,10 +110,13 @@ def _drop_quoting(candidates: Path, decision: Decision, protected: ProtectedRuns
     if protected.config.held_out:
         protected.protect("held-out rows", _held_out_texts(candidates, decision))
         protected.seal()
-    for rows, texts in _training_texts(candidates, decision):
-        protected.count([said for row, said in zip(rows, texts, strict=True) if decision.asks_first[row]])
+    trains = (np.frombuffer(decision.reason, np.uint8) == KEPT) & (np.frombuffer(decision.split, np.uint8) == TRAIN)
+    suspects = np.zeros(len(trains), bool)
+    for rows, texts in _texts_of(candidates, trains):
+        found = protected.count(texts, [bool(decision.asks_first[row]) for row in rows])
+        suspects[[rows[place] for place in found]] = True
     quoted = Counter[str]()
-    for rows, texts in _training_texts(candidates, decision):
+    for rows, texts in _texts_of(candidates, suspects):
         for row, verdict in zip(rows, protected.judge(texts), strict=True):
             if verdict:
                 source, decision.quoted[row] = verdict
@@ -122,23 +125,22 @@ def _drop_quoting(candidates: Path, decision: Decision, protected: ProtectedRuns
     return quoted
 
 
-def _training_texts(candidates: Path, decision: Decision) -> Iterator[tuple[list[int], list[list[str]]]]:
-    """Row numbers of kept training rows, and the texts of each, batch by batch."""
+def _texts_of(candidates: Path, wanted: np.ndarray) -> Iterator[tuple[list[int], list[list[str]]]]:
+    """Numbers of the wanted rows, bool of shape `(rows,)`, and what is said in each, batch by batch."""
     start = 0
     for batch in batches(candidates, ["messages"]):
-        conversations = dict(enumerate(messages_of(batch), start))
-        rows = [row for row in conversations if decision.reason[row] == KEPT and decision.split[row] == TRAIN]
-        yield rows, [[turn["content"] for turn in conversations[row] if turn["role"] != "system"] for row in rows]
+        places = np.flatnonzero(wanted[start : start + batch.num_rows])
+        if len(places):
+            conversations = messages_of(batch.take(pa.array(places)))
+            texts = [[turn["content"] for turn in messages if turn["role"] != "system"] for messages in conversations]
+            yield (start + places).tolist(), texts
         start += batch.num_rows
 
 
 def _held_out_texts(candidates: Path, decision: Decision) -> Iterator[str]:
-    start = 0
-    for batch in batches(candidates, ["messages"]):
-        for row, messages in enumerate(messages_of(batch), start):
-            if decision.split[row] != TRAIN and decision.reason[row] == KEPT:
-                yield from (turn["content"] for turn in messages if turn["role"] != "system")
-        start += batch.num_rows
+    held_out = (np.frombuffer(decision.reason, np.uint8) == KEPT) & (np.frombuffer(decision.split, np.uint8) != TRAIN)
+    for _, conversations in _texts_of(candidates, held_out):
+        yield from (text for texts in conversations for text in texts)
 
 
 def _write_splits(found: Candidates, out: Path, decision: Decision, dropped: DroppedRows) -> dict[str, int]:

@@ -28,7 +28,7 @@ def chat_batch(
     offsets = [0]
     for conversation in messages:
         offsets.append(offsets[-1] + len(conversation))
-    columns = [pa.array([turn[field.name] for turn in turns], pa.string()) for field in MESSAGE_FIELDS]
+    columns = [pa.array([turn[field.name] for turn in turns], field.type) for field in MESSAGE_FIELDS]
     listed = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=MESSAGE_FIELDS), type=CHAT.types[1]
     )

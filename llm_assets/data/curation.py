@@ -6,7 +6,7 @@ predicate. What rows are to one another is decided afterwards (`deduplication`, 
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -16,6 +16,7 @@ from llm_assets.data.decontamination import ContaminationConfig
 from llm_assets.data.filters import CharsetFilter, LanguageFilter, LengthFilter, PhraseFilter, RepetitionFilter
 from llm_assets.data.formats import FormatConfig, conversation
 from llm_assets.data.messages import Conversation, RowRefused, check_turns
+from llm_assets.data.nested import opened
 from llm_assets.data.pii import PIIConfig, Scrubber
 from llm_assets.data.predicates import ask_predicate, find_predicate, refuse_bad_sql, source_digest
 
@@ -113,8 +114,13 @@ class Judge:
         """Text for people, masked as the rows are."""
         return self._masking.text(text) if self._masking else text
 
-    def read(self, row: Mapping[str, Any], passes_where: bool) -> tuple[Conversation, str]:
+    def read(self, row: Mapping[str, Any], passes_where: bool, nested: Sequence[str] = ()) -> tuple[Conversation, str]:
         """Read one raw row as a conversation, without personal data, and the JSON text of its kept columns.
+
+        Args:
+            row: The row as ingested.
+            passes_where: What the SQL predicate says of it.
+            nested: Its columns that hold lists or objects as JSON text.
 
         Raises:
             RowRefused: with the reason it is counted under.
@@ -122,7 +128,7 @@ class Judge:
         if not passes_where:
             raise RowRefused("where", f"not {self._config.where}")
         format = self._formats.get(row["source"], self._format)
-        found = conversation(row, format)
+        found = conversation(opened(row, nested), format)
         check_turns(found.messages)
         kept = {name: row.get(name) for name in format.keep_columns}
         extras = json.dumps(kept, ensure_ascii=False) if kept else "{}"

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +26,7 @@ from llm_assets.data.similarity import normalised
 from llm_assets.data.word_runs import word_runs
 
 NOT_WORD = re.compile(r"[\W_]+")
-SCREEN_BITS = 22
+SCREEN_BITS_PER_RUN = 16  # one look-up in sixteen goes on in vain
 
 
 class BenchmarkUnreadable(LLMAssetsError):
@@ -94,38 +95,45 @@ class ProtectedRuns:
 
     def __init__(self, config: ContaminationConfig):
         self.config, self.names = config, list[str]()
-        self._found: list[tuple[np.ndarray, int]] = []
-        self._hashes = np.empty(0, np.uint64)
-        self._sources = np.empty(0, np.int16)
+        self._runs: list[np.ndarray] = []  # of each source: its distinct runs, ascending
+        self._starts = np.zeros(1, np.int64)  # number of each source's first run; runs are numbered through
         self._rows_with = np.empty(0, np.int32)
-        self._screen = np.zeros(1 << SCREEN_BITS, bool)  # which leading bits occur: most look-ups end here
+        self._screen = _Screen([])
 
     def protect(self, name: str, texts: Iterable[str]) -> int:
         """Add the texts of one source; returns how many runs they had. Call `seal` after the last."""
-        count, number = 0, len(self.names)
         self.names.append(name)
         left = iter(texts)
-        while some := list(islice(left, 4096)):
-            runs = np.unique(word_runs(self._long(some), self.config.ngram_words)[0])
-            self._found.append((runs, number))
-            count += len(runs)
-        return count
+        with TemporaryFile() as spill:  # twice in memory is too much for the runs of a hundred thousand held-out rows
+            while some := list(islice(left, 4096)):
+                spill.write(np.unique(word_runs(self._long(some), self.config.ngram_words)[0]).tobytes())
+            spill.seek(0)
+            runs = np.fromfile(spill, np.uint64)
+        runs.sort()
+        self._runs.append(_distinct(runs))
+        return len(self._runs[-1])
 
     def seal(self) -> "ProtectedRuns":
-        """Sort the runs for look-up; a run of several sources counts for the first."""
-        hashes = np.concatenate([self._hashes, *(runs for runs, _ in self._found)])
-        sources = np.concatenate([self._sources, *(np.full(len(runs), n, np.int16) for runs, n in self._found)])
-        self._found = []
-        self._hashes, first = np.unique(hashes, return_index=True)
-        self._sources, self._rows_with = sources[first], np.zeros(len(first), np.int32)
-        self._screen[self._hashes >> np.uint64(64 - SCREEN_BITS)] = True
+        """Get ready for look-up; a run of several sources counts for the first."""
+        self._starts = np.cumsum([0, *map(len, self._runs)])
+        self._rows_with, self._screen = np.zeros(self._starts[-1], np.int32), _Screen(self._runs)
         return self
 
-    def count(self, conversations: Sequence[Sequence[str]]) -> None:
-        """Learn set phrases: count the rows, given as their texts, that have each run."""
+    def count(self, conversations: Sequence[Sequence[str]], asks_first: Sequence[bool]) -> list[int]:
+        """Learn set phrases: count the rows, given as their texts, that have each run.
+
+        Args:
+            conversations: Texts of each row.
+            asks_first: Whether a row is the first to ask what it asks; the others are not counted.
+
+        Returns:
+            Places of the rows that have any run at all: only these need judging.
+        """
         rows, runs, _ = self._quoted(conversations)
         pairs = np.unique(np.stack([rows, runs]), axis=1)
-        np.add.at(self._rows_with, pairs[1], 1)
+        counted = np.asarray(asks_first, bool)[pairs[0]]
+        np.add.at(self._rows_with, pairs[1][counted], 1)
+        return np.unique(rows).tolist()
 
     def judge(self, conversations: Sequence[Sequence[str]]) -> list[tuple[str, str] | None]:
         """For each conversation, given as its texts: None, or whom it quotes and a sentence that says how much."""
@@ -134,7 +142,8 @@ class ProtectedRuns:
         rows, runs = rows[telling], runs[telling]
         verdicts: list[tuple[str, str] | None] = [None] * len(conversations)
         for row in np.unique(rows).tolist():
-            quoted, total = self._sources[runs[rows == row]], int(totals[row])
+            quoted = np.searchsorted(self._starts, runs[rows == row], side="right") - 1
+            total = int(totals[row])
             if len(quoted) >= self.config.min_runs and len(quoted) >= self.config.min_share * total:
                 name = self.names[int(np.bincount(quoted).argmax())]
                 detail = f"{len(quoted)} of {total} runs of {self.config.ngram_words} words are in {name}"
@@ -146,15 +155,61 @@ class ProtectedRuns:
         texts = [self._long(turns) for turns in conversations]
         runs, offsets = word_runs([text for turns in texts for text in turns], self.config.ngram_words)
         stops = offsets[np.cumsum([0, *map(len, texts)])]
-        places = np.flatnonzero(self._screen[runs >> np.uint64(64 - SCREEN_BITS)])
-        numbers = np.searchsorted(self._hashes, runs[places])
-        numbers[numbers == len(self._hashes)] = 0  # beyond the last: no match below
-        known = self._hashes[numbers] == runs[places]
+        places = self._screen.may_hold(runs)
+        numbers = self._numbers(runs[places])
+        known = numbers >= 0
         return np.searchsorted(stops, places[known], side="right") - 1, numbers[known], np.diff(stops)
+
+    def _numbers(self, hashes: np.ndarray) -> np.ndarray:
+        """Number of each run, or -1."""
+        numbers = np.full(len(hashes), -1, np.int64)
+        for runs, start in zip(self._runs, self._starts.tolist(), strict=False):
+            if len(runs):
+                at = np.minimum(np.searchsorted(runs, hashes), len(runs) - 1)
+                found = (runs[at] == hashes) & (numbers < 0)
+                numbers[found] = start + at[found]
+        return numbers
 
     def _long(self, texts: Iterable[str]) -> list[str]:
         cleaned = (NOT_WORD.sub(" ", normalised(text)).strip() for text in texts)
         return [text for text in cleaned if text.count(" ") + 1 >= self.config.min_words]
+
+
+class _Screen:
+    """Which leading bits occur among hashes, one bit each: most look-ups end here, in the processor's cache."""
+
+    def __init__(self, sources: Sequence[np.ndarray]):
+        leading = max(22, (SCREEN_BITS_PER_RUN * sum(map(len, sources))).bit_length())
+        self._shift = np.uint64(64 - min(leading, 31))
+        self._bits = np.zeros(1 << (min(leading, 31) - 3), np.uint8)
+        for hashes in sources:
+            for start in range(0, len(hashes), 1 << 20):
+                keys = hashes[start : start + (1 << 20)] >> self._shift
+                np.bitwise_or.at(self._bits, keys >> np.uint64(3), _bit(keys))
+
+    def may_hold(self, hashes: np.ndarray) -> np.ndarray:
+        """Places of the hashes that may be among those of the screen."""
+        keys = hashes >> self._shift
+        return np.flatnonzero(self._bits[keys >> np.uint64(3)] & _bit(keys))
+
+
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    """Ascending hashes without repeats, in the same memory."""
+    kept, last = 0, None
+    for start in range(0, len(hashes), 1 << 20):
+        block = hashes[start : start + (1 << 20)]
+        fresh = np.ones(len(block), bool)
+        fresh[1:] = block[1:] != block[:-1]
+        fresh[0] = last is None or block[0] != last
+        last, block = block[-1], block[fresh]
+        hashes[kept : kept + len(block)] = block
+        kept += len(block)
+    hashes.resize(kept, refcheck=False)
+    return hashes
+
+
+def _bit(keys: np.ndarray) -> np.ndarray:
+    return np.left_shift(np.uint8(1), (keys & np.uint64(7)).astype(np.uint8))
 
 
 def benchmark_runs(config: ContaminationConfig) -> ProtectedRuns:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from llm_assets.data.catalogs import from_catalog
 from llm_assets.data.formats import required_columns as columns_read_by
 from llm_assets.data.mixing import draw, drawn_rows, refuse_impossible_mixture
-from llm_assets.data.reading.batches import BATCH_ROWS, DECIMAL, TRUTH, WHOLE
+from llm_assets.data.nested import NESTED_MARK
+from llm_assets.data.reading.batches import BATCH_ROWS, DECIMAL, NESTED, TRUTH, WHOLE
 from llm_assets.data.segments import OWN_SCHEMA, PRIORITY, REPETITIVE
 from llm_assets.data.source_files import files_of, refuse_ambiguous
 from llm_assets.data.sources import SourceConfig, SourceEmpty
@@ -135,7 +136,9 @@ class _Merged:
             for name, seen in found.kinds.items():
                 kinds.setdefault(name, set()).update(seen)
         self._types = {name: _final_type(seen) for name, seen in kinds.items()}
-        self._schema = pa.schema([*self._types.items(), *OWN_SCHEMA])
+        nested = {name for name, seen in kinds.items() if NESTED in seen}
+        fields = [pa.field(n, t, metadata=NESTED_MARK if n in nested else None) for n, t in self._types.items()]
+        self._schema = pa.schema([*fields, *OWN_SCHEMA])
         self._writer: pq.ParquetWriter | None = None
         self._repeated = _repeated_ids([path for found in spools.values() for path in found.segments], scratch)
         self._times: Counter[str] = Counter()

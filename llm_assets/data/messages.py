@@ -13,6 +13,7 @@ import pyarrow as pa
 MESSAGE = pa.struct(
     [pa.field("role", pa.string()), pa.field("content", pa.string())]
     + [pa.field(name, pa.string()) for name in ("tool_calls", "tool_call_id", "name")]
+    + [pa.field("train", pa.bool_())]  # false: this answer is context, and carries no loss
 )
 ROLES = ("system", "user", "assistant", "tool")
 CALLING = "assistant calling"
@@ -43,10 +44,16 @@ class Conversation:
 
 
 def message(
-    role: str, content: str, tool_calls: str | None = None, tool_call_id: str | None = None, name: str | None = None
+    role: str,
+    content: str,
+    tool_calls: str | None = None,
+    tool_call_id: str | None = None,
+    name: str | None = None,
+    train: bool | None = None,
 ) -> dict[str, Any]:
     """One message with every field of the Parquet schema."""
-    return {"role": role, "content": content, "tool_calls": tool_calls, "tool_call_id": tool_call_id, "name": name}
+    fields = {"tool_calls": tool_calls, "tool_call_id": tool_call_id, "name": name, "train": train}
+    return {"role": role, "content": content, **fields}
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -83,6 +90,11 @@ def _misplaced(role: str, state: str) -> str:
     if state in ("start", "system"):
         return "leading_assistant"
     return "same_role" if state.startswith(role) else "unanswered_call"
+
+
+def spoken_as(turn: Mapping[str, Any]) -> str:
+    """A turn's role, for people: an answer that is not learned says so."""
+    return f"{turn['role']} (context)" if turn.get("train") is False else turn["role"]
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

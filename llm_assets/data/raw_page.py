@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from llm_assets.data.formats import AutoFormat, FormatUnknown, RowFormat, TemplateFormat, conversation, described
 from llm_assets.data.formats.detection import detect_format
 from llm_assets.data.ingestion import IngestReport
-from llm_assets.data.messages import RowRefused
+from llm_assets.data.messages import RowRefused, message, spoken_as
+from llm_assets.data.nested import nested_columns
 from llm_assets.data.sources import SourceConfig
 
 SHOWN_CHARACTERS = 300
@@ -66,9 +67,13 @@ def reading_table(report: IngestReport, formats: Mapping[str, RowFormat]) -> lis
         try:
             turns = conversation(source.first_row, format).messages
         except RowRefused as refused:
-            turns = [{"role": "refused", "content": str(refused), "tool_calls": None}]
+            turns = [message("refused", str(refused))]
         lines += [
-            {"source": label, "role": t["role"], "content": (t["content"] or t["tool_calls"] or "")[:SHOWN_CHARACTERS]}
+            {
+                "source": label,
+                "role": spoken_as(t),
+                "content": (t["content"] or t["tool_calls"] or "")[:SHOWN_CHARACTERS],
+            }
             for t in turns[:8]
         ]
     return lines
@@ -76,7 +81,8 @@ def reading_table(report: IngestReport, formats: Mapping[str, RowFormat]) -> lis
 
 def column_table(rows: Path, report: IngestReport) -> list[dict[str, Any]]:
     """One line per source column: its type, and the share of rows that have a value in it."""
-    types = {field.name: str(field.type) for field in pq.read_schema(rows)}
+    schema = pq.read_schema(rows)
+    types = {f.name: str(f.type) for f in schema} | dict.fromkeys(nested_columns(schema), "JSON text")
     return [
         {"column": name, "type": types[name], "filled": filled / report.rows} for name, filled in report.filled.items()
     ]

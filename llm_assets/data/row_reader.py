@@ -23,6 +23,7 @@ from llm_assets.data.filters import characters
 from llm_assets.data.formats import FormatConfig
 from llm_assets.data.messages import Conversation, RowRefused
 from llm_assets.data.minhash import Sketches, sketch
+from llm_assets.data.nested import nested_columns
 from llm_assets.data.predicates import sql_predicate
 from llm_assets.data.similarity import Said, said
 from llm_assets.data.splits import SplitConfig, given_split, group_key
@@ -98,8 +99,9 @@ class RowReader:
         passes = self._predicate.keeps(batch) if self._predicate else [True] * batch.num_rows
         dropped, before = list[DroppedRow](), self._judge.scrubbed()
         taken = []
+        nested = nested_columns(batch.schema)
         for row, passed in zip(batch.to_pylist(), passes, strict=True):
-            read = self._read_row(row, passed)
+            read = self._read_row(row, passed, nested)
             if isinstance(read, DroppedRow):
                 dropped.append(read)
             else:
@@ -120,10 +122,12 @@ class RowReader:
             scrubbed=self._judge.scrubbed() - before,
         )
 
-    def _read_row(self, row: Mapping[str, Any], passes: bool) -> tuple[Conversation, str, Said] | DroppedRow:
+    def _read_row(
+        self, row: Mapping[str, Any], passes: bool, nested: Sequence[str]
+    ) -> tuple[Conversation, str, Said] | DroppedRow:
         found = None
         try:
-            found, extras = self._judge.read(row, passes)
+            found, extras = self._judge.read(row, passes, nested)
             self._judge.judge(found, row)
             return found, extras, _said(found.messages)
         except RowRefused as refused:

@@ -78,6 +78,8 @@ class Segments:
 def content_hashes(batch: Batch) -> list[str]:
     """SHA-256 of each row's values by column name; a null counts the same as a column that is absent."""
     names = sorted(batch.columns)
+    if not names:  # rows of empty objects
+        return [sha256().hexdigest()] * len(batch.lines)
     marks = [f"{len(name)}:{name}=" for name in names]
     rows = zip(*(batch.columns[name].to_pylist() for name in names), strict=True)
     return [

@@ -36,6 +36,9 @@ def said(messages: Sequence[Mapping[str, Any]]) -> Said:
     digest = hashlib.blake2b("\n".join(lines[:-1]).encode(), digest_size=8)
     prompt_key = int.from_bytes(digest.digest())
     digest.update(b"\n" + lines[-1].encode())
+    for number, turn in enumerate(messages):
+        if turn.get("train") is False:  # the same words to learn from are another row than as context
+            digest.update(b"context %d" % number)
     spoken = [line for line, turn in zip(lines, messages, strict=True) if turn["role"] != "system"]
     return Said(prompt_key, int.from_bytes(digest.digest()), "\n".join(spoken))
 

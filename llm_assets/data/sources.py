@@ -43,6 +43,21 @@ def redacted(place: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]*@", "", place.partition("?")[0]) if URL.match(place) else place
 
 
+class ThreadsConfig(Config):
+    """How rows of single messages that name their parent become threads: one row each, with a list of `messages`."""
+
+    keep: Literal["best", "all"] = Field(
+        default="best",
+        description="best follows the first-ranked reply of each message; all makes a row of every last reply, and "
+        "then split.group_column: tree_id keeps those of one tree together.",
+    )
+    id_column: str = Field(default="message_id", description="Column with a message's id.")
+    parent_column: str = Field(default="parent_id", description="Column with the id it replies to; null for a first.")
+    role_column: str = Field(default="role", description="Column with who says it.")
+    text_column: str = Field(default="text", description="Column with what is said.")
+    rank_column: str = Field(default="rank", description="Column with its rank among replies, best first; may lack.")
+
+
 class SourceConfig(Config):
     """One source of rows: files here or at a URL, a database's table or query, or files of a Hugging Face dataset."""
 
@@ -77,6 +92,9 @@ class SourceConfig(Config):
     encoding: str = Field(default="utf-8", description="Encoding of text files, such as latin-1 or utf-16.")
     row_format: FormatConfig | None = Field(
         default=None, description="How these rows read as conversations, where that differs from the lineage's format."
+    )
+    threads: ThreadsConfig | None = Field(
+        default=None, description="Join rows of single messages that name their parent (OpenAssistant) into threads."
     )
     rename: dict[str, str] = Field(
         default={}, description="New names of columns, `{theirs: ours}`, so that sources fit one format."

@@ -16,17 +16,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.data.reading.batches import Batch, Damage, RefusedRow, short_id
+from llm_assets.data.nested import opened
+from llm_assets.data.reading.batches import NESTED, Batch, Damage, RefusedRow, short_id
 from llm_assets.data.reading.columnar import database_batches, parquet_batches
 from llm_assets.data.reading.csv_rows import csv_batches
 from llm_assets.data.reading.json_rows import json_batches
-from llm_assets.data.segments import OWN_COLUMNS, Segments
+from llm_assets.data.reading.threads import thread_batches
+from llm_assets.data.segments import OWN_COLUMNS, PRIORITY, Segments
 from llm_assets.data.source_files import SourceFile
 from llm_assets.data.sources import SourceConfig, SourceUnreadable
 
 REFUSED = pa.schema([(n, pa.int64() if n == "line" else pa.string()) for n in RefusedRow._fields])
 EARLY_STOP_ROWS = 1000  # refused rows after which a source over its share is given up
 PLACES = 3
+TAKEN = (*OWN_COLUMNS, PRIORITY)
 
 
 class RowMissingColumn(LLMAssetsError):
@@ -93,7 +96,7 @@ def spool(
     for number, file in enumerate(files or [None]):
         seen: dict[str, None] = {}  # columns of this file
         before = found.kept
-        for batch in (_sized(_named(b, source), source) for b in _batches(file, source, scratch)):
+        for batch in (_sized(_named(b, source), source) for b in _rows(file, source, scratch)):
             seen |= dict.fromkeys(batch.columns)
             if file is None or file.format != "json":  # JSON rows may bring a key later
                 _refuse_missing(file, source, required, list(seen))
@@ -128,6 +131,11 @@ def refuse_damage(source: SourceConfig, found: SpooledSource) -> None:
         )
 
 
+def _rows(file: SourceFile | None, source: SourceConfig, scratch: Path) -> Iterator[Batch]:
+    found = _batches(file, source, scratch)
+    return thread_batches(found, source, scratch) if source.threads else found
+
+
 def _batches(file: SourceFile | None, source: SourceConfig, scratch: Path) -> Iterator[Batch]:
     if file is None:
         return database_batches(source, scratch)
@@ -139,7 +147,7 @@ def _batches(file: SourceFile | None, source: SourceConfig, scratch: Path) -> It
 def _named(batch: Batch, source: SourceConfig) -> Batch:
     """The batch under the names its columns have in the dataset."""
     names = {name: source.rename.get(name, name) for name in batch.columns}
-    names = {name: f"original_{new}" if new.casefold() in OWN_COLUMNS else new for name, new in names.items()}
+    names = {name: f"original_{new}" if new.casefold() in TAKEN else new for name, new in names.items()}
     if len(set(names.values())) < len(names):
         raise SourceUnreadable(
             f"Source '{source.label}': two of its columns {', '.join(names)} would have one name after `rename` "
@@ -191,7 +199,8 @@ def _count(
     for name, kinds in batch.kinds.items():
         found.kinds.setdefault(name, set()).update(kinds)
     if batch.lines and not found.first_row:
-        found.first_row = {name: values[0].as_py() for name, values in batch.columns.items()}
+        nested = [name for name, kinds in batch.kinds.items() if NESTED in kinds]
+        found.first_row = dict(opened({name: values[0].as_py() for name, values in batch.columns.items()}, nested))
     if found.refused.total() >= EARLY_STOP_ROWS:
         refuse_damage(source, found)
 

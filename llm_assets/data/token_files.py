@@ -133,6 +133,7 @@ class TokenFile:
         self.schema = reader.schema
         self.batches: list[pa.RecordBatch] = [reader.get_batch(n) for n in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)]).tolist()
+        self._views: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -169,9 +170,16 @@ class TokenFile:
 
     def _values(self, name: str, row: int) -> np.ndarray:
         batch = bisect_right(self._starts, row) - 1
-        column, place = self.batches[batch][name], row - self._starts[batch]
-        first, last = column.offsets[place].as_py(), column.offsets[place + 1].as_py()
-        return column.values[first:last].to_numpy()
+        offsets, values = self._flat(name)[batch]
+        place = row - self._starts[batch]
+        return values[offsets[place] : offsets[place + 1]]
+
+    def _flat(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Offsets and values of a list column in each batch, views into the file; a row costs a slice from then on."""
+        if name not in self._views:
+            columns = [batch[name] for batch in self.batches]
+            self._views[name] = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
+        return self._views[name]
 
 
 def read_tokens(dataset: Path, split: str, columns: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:

@@ -13,6 +13,8 @@ from llm_assets.data.messages import RowRefused
 
 TAGGED_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 TAGGED_RESULT = re.compile(r"\A\s*<tool_response>\s*(.*?)\s*</tool_response>\s*\Z", re.DOTALL)
+CALL_IN_TEXT = re.compile(r"\A(.*?)<functioncall>\s*(\{.*\})\s*\Z", re.DOTALL)  # Glaive
+QUOTED_ARGUMENTS = re.compile(r"(\"arguments\"\s*:\s*)'(.*)'(\s*\}\s*)\Z", re.DOTALL)
 TOOLS_TAG = "<tools>"  # a system message that lists the tools itself
 
 
@@ -47,15 +49,36 @@ def tools_text(tools: Any) -> str | None:
 def tagged_calls(content: str) -> tuple[str, str | None]:
     """Take `<tool_call>{…}</tool_call>` out of an assistant's text: `(what else it says, the calls' JSON text)`.
 
+    As well as Glaive's `<functioncall> {…}`, whose arguments are JSON between single quotes.
+
     Raises:
         RowRefused: `bad_tool_call`, also for a tag that is never closed.
     """
+    if found := CALL_IN_TEXT.match(content):
+        call = QUOTED_ARGUMENTS.sub(r"\1\2\3", found.group(2))
+        return found.group(1).strip(), tool_calls_text([_object(call)])
     if "<tool_call>" not in content:
         return content, None
     rest = TAGGED_CALL.sub("", content)
     if "<tool_call>" in rest:
         raise RowRefused("bad_tool_call", f"<tool_call> is not closed: {rest[rest.index('<tool_call>') :][:120]}")
     return rest.strip(), tool_calls_text([_object(text) for text in TAGGED_CALL.findall(content)])
+
+
+def listed_calls(value: Any) -> str | None:
+    """A list of calls, or its JSON text, as canonical JSON text; None where it is anything else.
+
+    Raises:
+        RowRefused: `bad_tool_call`, for a list of objects with names that are no calls all the same.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(value, list) and value and all(isinstance(call, dict) and "name" in call for call in value):
+        return tool_calls_text(value)
+    return None
 
 
 def untagged_result(content: str) -> str:

@@ -41,7 +41,8 @@ def preloaded_modules() -> list[str]:
     initialized before a fork is lost to the steps.
     """
     named = os.environ.get("LLM_ASSETS_PRELOAD", "").split(",")
-    return ["dagster", "llm_assets.definitions", "llm_assets.components.lineage", *filter(None, named)]
+    ours = ["llm_assets.definitions", "llm_assets.components.lineage", "llm_assets.resources.fork_server"]
+    return ["dagster", *ours, *filter(None, named)]
 
 
 @dg.definitions

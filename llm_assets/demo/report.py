@@ -74,10 +74,11 @@ def training_lines(built: Built) -> list[str]:
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in best["parameters"].items()
     )
+    losses = [training["base_evaluation_loss"], training["evaluation_loss"]]
+    before, after = (f"{loss:.3f}" if loss is not None else "not evaluated" for loss in losses)
     return [
         f"{len(trials)} trials: {counts}; best: {parameters}",
-        f"evaluation loss {training['base_evaluation_loss']:.3f} before, {training['evaluation_loss']:.3f} after "
-        f"{training['steps']} steps",
+        f"evaluation loss {before} before, {after} after {training['steps']} steps",
     ]
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from llm_assets.data.formats import FormatConfig, prompt_messages, prompt_tools
 from llm_assets.data.ingestion import ROWS, ingest
 from llm_assets.data.messages import MESSAGE, RowRefused
+from llm_assets.data.nested import nested_columns, opened
 from llm_assets.data.source_files import find_files
 from llm_assets.data.sources import SourceConfig
 from llm_assets.inference.config import InferenceConfig
@@ -76,7 +77,8 @@ def read_rows(source: SourceConfig, format: FormatConfig, out: Path, log: Callab
 
 def _asked(batch: pa.RecordBatch, format: FormatConfig) -> dict[str, pa.Array]:
     asked = []
-    for row in batch.to_pylist():
+    nested = nested_columns(batch.schema)
+    for row in (opened(raw, nested) for raw in batch.to_pylist()):
         try:
             messages, tools = prompt_messages(row, format), prompt_tools(row, format)
             refused = _nothing_asked(row, messages, format)

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def models(arguments: argparse.Namespace) -> int:
     """Print the base model catalog."""
-    entries = [entry for entry in base_models().values() if (arguments.like or "").lower() in entry.name]
+    entries = [entry for entry in base_models().values() if _letters(arguments.like or "") in _letters(entry.name)]
     rows = [
         (
             entry.name,
@@ -38,9 +38,12 @@ def models(arguments: argparse.Namespace) -> int:
         )
         for entry in entries
     ]
+    if not rows:
+        sys.stderr.write(f"No base model has {arguments.like!r} in its name. `llm-assets models` lists all.\n")
+        return 1
     header = ("name", "parameters", "context", "licence", "hub repository and commit")
     _print(Page("Base models", (Panel(f"{len(rows)} entries", rows, header),)))
-    return 0 if rows else 1
+    return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -56,11 +59,16 @@ def plan(arguments: argparse.Namespace) -> int:
     """Print the memory plan of a lineage."""
     from llm_assets.interface.plan import plan as plan_lineage
     from llm_assets.interface.plan import read_lineage
-    from llm_assets.quantization.hardware import detect_hardware, find_gpu
+    from llm_assets.quantization.hardware import UnknownHardware, detect_hardware, find_gpu
 
     config = read_lineage(arguments.lineage)
     named = arguments.gpu or config.hardware.target
-    _print(plan_lineage(config, find_gpu(named) if named else detect_hardware()))
+    try:
+        gpu = find_gpu(named) if named else detect_hardware()
+    except UnknownHardware as error:
+        known, _, _ = str(error).replace("hardware.target", "--gpu").partition(" Leave ")
+        raise UnknownHardware(f"{known} Leave --gpu out to plan for the lineage's target, or this machine.") from None
+    _print(plan_lineage(config, gpu))
     return 0
 
 
@@ -89,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--gpu", help="known GPU, such as a100_80gb or H200; the lineage's target, or this machine")
     _command(commands, "doctor", doctor, "say what this machine and configuration can run")
     return parser
+
+
+def _letters(name: str) -> str:
+    """A name without what people write differently: `Qwen2.5-3B` finds `qwen2_5_3b`."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _command(commands: "argparse._SubParsersAction", name: str, run: Command, about: str) -> argparse.ArgumentParser:

@@ -5,13 +5,13 @@ every difference named: a different setting belongs into the deployed `defs.yaml
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llm_assets.components.published import LINEAGE_METADATA
 from llm_assets.core import LLMAssetsError
-from llm_assets.interface.graphql import DagsterAPI, RemoteJob, metadata_values
+from llm_assets.interface.graphql import DagsterAPI, RemoteAsset, RemoteJob, metadata_values
 from llm_assets.interface.progress import FailureNote, Log, RunEvent
 
 POLL_SECONDS = 1.0
@@ -36,18 +36,14 @@ class RemoteRun:
 
     Attributes:
         run_id: Dagster's id.
-        assets: Metadata of every asset it materialized, by key with slashes.
         outputs: Metadata of the outputs of its ops, by name.
     """
 
     run_id: str
-    assets: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def notice(self, event: Mapping[str, Any]) -> None:
         """Keep the metadata of an event."""
-        if event["__typename"] == "MaterializationEvent":
-            self.assets["/".join(event["assetKey"]["path"])] = metadata_values(event["metadataEntries"])
         if event["__typename"] == "ExecutionStepOutputEvent":
             self.outputs[event["outputName"]] = metadata_values(event["metadataEntries"])
 
@@ -103,22 +99,52 @@ def differences(given: Any, deployed: Any, path: str = "") -> Iterator[tuple[str
         yield path, given, deployed
 
 
+def make_pending(api: DagsterAPI, train: RemoteJob, model: str, log: Log) -> str | None:
+    """Make what is missing, stale or red of a lineage on the deployment, its sources read again first.
+
+    Returns:
+        The last run's id; None where nothing was to be made and the deployment has no ingest job.
+
+    Raises:
+        RemoteRunFailed: a run failed or was cancelled.
+    """
+    run_id, raw, assets = None, f"{model}/raw_dataset", api.assets(train)
+    to_make = pending(assets)
+    ingest = [job for job in api.jobs() if (job.name, job.location) == (f"{model}_ingest", train.location)]
+    if ingest and (raw not in to_make or any(asset.is_made for asset in assets if raw in asset.upstream)):
+        run_id = run_to_end(api, ingest[0], {}, log).run_id
+        to_make = pending(api.assets(train))
+    if to_make:
+        run_id = run_to_end(api, train, {}, log, to_make).run_id
+    else:
+        log(f"{model}: everything is made and green")
+    return run_id
+
+
+def pending(assets: Sequence[RemoteAsset]) -> list[str]:
+    """Keys of those that are missing, stale or red, and of everything among them below those."""
+    chosen = {asset.key for asset in assets if not asset.is_current}
+    while below := {asset.key for asset in assets if asset.key not in chosen and chosen & set(asset.upstream)}:
+        chosen |= below
+    return [asset.key for asset in assets if asset.key in chosen]
+
+
 def run_to_end(
-    api: DagsterAPI, job: RemoteJob, run_config: Mapping[str, Any], log: Log, poll_seconds: float = POLL_SECONDS
+    api: DagsterAPI, job: RemoteJob, run_config: Mapping[str, Any], log: Log, assets: Sequence[str] = ()
 ) -> RemoteRun:
-    """Start a job and wait for its end, telling what happens.
+    """Start a job, or of its assets only those named, and wait for its end, telling what happens.
 
     An interrupted wait leaves the run working: it belongs to the deployment.
 
     Raises:
         RemoteRunFailed: the run failed or was cancelled.
     """
-    run = RemoteRun(api.launch(job, run_config, {"llm_assets/triggered_by": "python"}))
+    run = RemoteRun(api.launch(job, run_config, {"llm_assets/triggered_by": "python"}, assets))
     log(f"Started {job.name} on {api.url}: {api.run_link(run.run_id)}")
     note, cursor, status, more = FailureNote(), None, "QUEUED", False
     while status not in ENDED or more:
         if not more:
-            time.sleep(poll_seconds)
+            time.sleep(POLL_SECONDS)
         status, events, cursor, more = api.events(run.run_id, cursor)
         for event in events:
             run.notice(event)

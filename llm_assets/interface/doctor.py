@@ -21,6 +21,7 @@ from llm_assets.engine.device import device_memory_bytes
 from llm_assets.engine.job import EngineEnvironmentMissing, engine_python
 from llm_assets.interface.display import bytes_shown
 from llm_assets.interface.local_instance import open_instance
+from llm_assets.interface.login import without_login
 from llm_assets.quantization.config import QuantizationConfig, Scheme
 from llm_assets.quantization.hardware import Hardware
 from llm_assets.quantization.support import Placement, placement
@@ -192,11 +193,13 @@ def _gpus() -> list[Hardware]:
 
 
 def _answering(subject: str, url: str, remedy: str) -> Finding:
+    clean, login = without_login(url)
+    request = urllib.request.Request(clean, headers={"Authorization": login} if login else {})
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
-            return Finding("ok", subject, f"{redacted(url)} answers {response.status}")
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            return Finding("ok", subject, f"{clean} answers {response.status}")
     except (OSError, ValueError, urllib.error.URLError) as error:
-        return Finding("missing", subject, f"{redacted(url)} does not answer: {error}", remedy)
+        return Finding("missing", subject, f"{clean} does not answer: {error}", remedy)
 
 
 def _version(package: str) -> str | None:

@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from llm_assets.components.lineage import LineageConfig
+from llm_assets.components.published import without_passwords
 from llm_assets.interface.arguments import ArgumentsInvalid, lineage_blocks, lineage_config
-from llm_assets.interface.deployed import deployed_job, refuse_differences, run_to_end
+from llm_assets.interface.deployed import deployed_job, make_pending, refuse_differences
 from llm_assets.interface.display import Page, Panel, Readable
 from llm_assets.interface.graphql import DagsterAPI
 from llm_assets.interface.local_dagster import run_lineage
@@ -33,7 +34,7 @@ class FineTuningResult(Readable):
         champion_version: Version the champion's alias points to.
         training_loss: Loss of the last training steps, in nats per token.
         evaluation_loss: Loss on validation rows, likewise.
-        run_id: Dagster run that trained and registered.
+        run_id: Dagster run that made what was pending; where nothing was, the one that read the sources.
         links: Where to look: the run, the version.
         lineage: What was materialized, as `defs.yaml` would say it; of a remote run, what is deployed.
     """
@@ -151,10 +152,12 @@ def _remotely(given: dict[str, Any], model_name: str, api: DagsterAPI, log: Log)
     if "base_model" in asked:
         named = BaseModelConfig.model_validate(asked["base_model"])
         asked["base_model"] = named.model_dump(mode="json", exclude_unset=True)
-    refuse_differences(asked, deployed)
-    run = run_to_end(api, job, {}, log)
+    refuse_differences(without_passwords(asked), deployed)  # which is told without them too
+    run_id = make_pending(api, job, deployed["model"], log)
+    assets = {asset.key: asset.metadata for asset in api.assets(job)}
     name = deployed["registry"]["name"] or deployed["model"]
-    return _result(deployed["model"], name, run.run_id, run.assets, {"run": api.run_link(run.run_id)}, deployed)
+    links = {"run": api.run_link(run_id)} if run_id else {}
+    return _result(deployed["model"], name, run_id or "none", assets, links, deployed)
 
 
 def _result(

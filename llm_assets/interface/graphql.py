@@ -8,15 +8,22 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_assets.core import LLMAssetsError
+from llm_assets.interface.login import without_login
 
 URL_VARIABLE, TOKEN_VARIABLE = "LLM_ASSETS_DAGSTER_URL", "LLM_ASSETS_DAGSTER_TOKEN"
 TIMEOUT_SECONDS = 60
 
+ENTRY = """
+fragment Entry on MetadataEntry { __typename label
+  ... on IntMetadataEntry { intRepr } ... on FloatMetadataEntry { floatValue } ... on TextMetadataEntry { text }
+  ... on UrlMetadataEntry { url } ... on BoolMetadataEntry { boolValue } ... on JsonMetadataEntry { jsonString }
+  ... on PathMetadataEntry { path } }
+"""
 JOBS = """
 query Jobs { repositoriesOrError { __typename
   ... on RepositoryConnection { nodes { name location { name } jobs { name
@@ -41,12 +48,14 @@ query Events($run: ID!, $cursor: String) {
       ... on MessageEvent { message stepKey }
       ... on ExecutionStepFailureEvent { error { message causes { message } } }
       ... on AssetCheckEvaluationEvent { evaluation { success severity checkName description } }
-      ... on MaterializationEvent { assetKey { path } metadataEntries { ...Entry } }
       ... on ExecutionStepOutputEvent { outputName metadataEntries { ...Entry } } } } } }
-fragment Entry on MetadataEntry { __typename label
-  ... on IntMetadataEntry { intRepr } ... on FloatMetadataEntry { floatValue } ... on TextMetadataEntry { text }
-  ... on UrlMetadataEntry { url } ... on BoolMetadataEntry { boolValue } ... on JsonMetadataEntry { jsonString }
-  ... on PathMetadataEntry { path } }
+"""
+ASSETS = """
+query Assets($job: PipelineSelector!) { assetNodes(pipeline: $job) {
+  assetKey { path } dependencyKeys { path } staleStatus
+  assetMaterializations(limit: 1) { metadataEntries { ...Entry } }
+  assetChecksOrError { ... on AssetChecks { checks {
+    executionForLatestMaterialization { status evaluation { severity } } } } } } }
 """
 
 
@@ -74,13 +83,54 @@ class RemoteJob:
     repository: str
     metadata: Mapping[str, Any]
 
+    @property
+    def selector(self) -> dict[str, str]:
+        """How queries name it."""
+        return {
+            "pipelineName": self.name,
+            "repositoryName": self.repository,
+            "repositoryLocationName": self.location,
+        }
+
+
+@dataclass(frozen=True)
+class RemoteAsset:
+    """An asset of a job as it is now.
+
+    Attributes:
+        key: With slashes.
+        upstream: Keys of what it is made from.
+        is_made: Whether there is anything of it.
+        is_current: Made from what its inputs are now, by the code that is deployed, with every check passed or warning.
+        metadata: Of its last materialization, as plain values.
+    """
+
+    key: str
+    upstream: tuple[str, ...]
+    is_made: bool
+    is_current: bool
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, node: Mapping[str, Any]) -> "RemoteAsset":
+        """From an asset node of the API."""
+        checks = [check["executionForLatestMaterialization"] for check in node["assetChecksOrError"].get("checks", ())]
+        made = node["assetMaterializations"]
+        return cls(
+            key="/".join(node["assetKey"]["path"]),
+            upstream=tuple("/".join(key["path"]) for key in node["dependencyKeys"]),
+            is_made=bool(made),
+            is_current=node["staleStatus"] == "FRESH" and all(map(_passed, checks)),
+            metadata=metadata_values(made[0]["metadataEntries"]) if made else {},
+        )
+
 
 @dataclass(frozen=True)
 class DagsterAPI:
     """The GraphQL interface of one web server."""
 
     url: str
-    token: str | None = None
+    authorization: str | None = field(default=None, repr=False)
 
     @classmethod
     def resolve(cls, url: str | None = None) -> "DagsterAPI":
@@ -95,7 +145,9 @@ class DagsterAPI:
                 f"trigger_remote needs the deployed Dagster. Pass dagster_url, such as https://dagster.example.com, or "
                 f"set {URL_VARIABLE}; {TOKEN_VARIABLE} is sent as a bearer token where it is set."
             )
-        return cls(chosen.rstrip("/"), os.environ.get(TOKEN_VARIABLE))
+        url, login = without_login(chosen.rstrip("/"))
+        token = os.environ.get(TOKEN_VARIABLE)
+        return cls(url, f"Bearer {token}" if token else login)
 
     def run_link(self, run_id: str) -> str:
         """Page of a run."""
@@ -108,9 +160,8 @@ class DagsterAPI:
             DagsterUnreachable: nobody answers, or not with GraphQL.
             RemoteRefused: the server reports errors.
         """
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
+        login = {"Authorization": self.authorization} if self.authorization else {}
+        headers = {"Content-Type": "application/json", **login}
         body = json.dumps({"query": document, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, headers)
         try:
@@ -134,18 +185,21 @@ class DagsterAPI:
             for job in repository["jobs"]
         ]
 
-    def launch(self, job: RemoteJob, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """Start a job; returns the run's id.
+    def assets(self, job: RemoteJob) -> list[RemoteAsset]:
+        """The assets of a job with their state."""
+        return [RemoteAsset.read(node) for node in self.query(ASSETS + ENTRY, job=job.selector)["assetNodes"]]
+
+    def launch(
+        self, job: RemoteJob, run_config: Mapping[str, Any], tags: Mapping[str, str], assets: Sequence[str] = ()
+    ) -> str:
+        """Start a job, or of its assets only those named; returns the run's id.
 
         Raises:
             RemoteRefused: carries the server's reason.
         """
         params = {
-            "selector": {
-                "jobName": job.name,
-                "repositoryName": job.repository,
-                "repositoryLocationName": job.location,
-            },
+            "selector": job.selector
+            | ({"assetSelection": [{"path": key.split("/")} for key in assets]} if assets else {}),
             "runConfigData": run_config,
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
@@ -153,7 +207,7 @@ class DagsterAPI:
 
     def events(self, run_id: str, cursor: str | None) -> tuple[str, list[dict[str, Any]], str | None, bool]:
         """Status of a run, its events after `cursor`, the next cursor, and whether there are more already."""
-        answer = self.query(EVENTS, run=run_id, cursor=cursor)
+        answer = self.query(EVENTS + ENTRY, run=run_id, cursor=cursor)
         status = _expect(answer["runOrError"], "Run")["status"]
         page = _expect(answer["logsForRun"], "EventConnection")
         return status, page["events"], page["cursor"], page["hasMore"]
@@ -175,6 +229,13 @@ def metadata_values(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _json_metadata(job: Mapping[str, Any]) -> dict[str, Any]:
     return {e["label"]: json.loads(e["jsonString"]) for e in job["metadataEntries"] if "jsonString" in e}
+
+
+def _passed(execution: Mapping[str, Any] | None) -> bool:
+    """Whether a check lets its asset be used; a failed warning does, one that never ran does not."""
+    if execution is None or execution["status"] == "SUCCEEDED":
+        return execution is not None
+    return execution["status"] == "FAILED" and (execution["evaluation"] or {}).get("severity") == "WARN"
 
 
 def _expect(answer: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def open_instance() -> dg.DagsterInstance:
     if not Path(configured).is_absolute() or not Path(configured).is_dir():
         raise DagsterHomeInvalid(
             f"DAGSTER_HOME is {configured}, which is no absolute path of a directory. Create it, or unset the variable "
-            f"to use {own_dagster_home()}."
+            f"to use {home() / 'dagster_home'}."
         )
     return dg.DagsterInstance.get()
 

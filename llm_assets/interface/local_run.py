@@ -26,7 +26,10 @@ SET_BY_CALLER = os.environ.get("LLM_ASSETS_PRELOAD")
 
 
 def main(job_file: Path) -> int:
-    """Make what is pending of a lineage, its sources read again first; 0 when everything is made and green."""
+    """Make what is pending of a lineage, its sources read again first; 0 when everything is made and green.
+
+    They are read alone where something was made of them: the same rows, from wherever, make nothing else again.
+    """
     end_with_parent()
     job = json.loads(job_file.read_text())
     config = LineageConfig.model_validate_json(job["lineage"])
@@ -34,8 +37,8 @@ def main(job_file: Path) -> int:
     with open_instance() as instance:
         release_killed_runs(instance)
         to_make = _pending(instance, config)
-        raw = dg.AssetKey([config.model, "raw_dataset"])
-        if raw not in to_make:
+        raw, below = (dg.AssetKey([config.model, name]) for name in ("raw_dataset", "chat_dataset"))
+        if raw not in to_make or instance.get_latest_materialization_event(below):
             if not _execute(instance, job["lineage"], f"{config.model}_ingest", [raw], tags):
                 return 1
             to_make = _pending(instance, config)

@@ -10,7 +10,7 @@ from typing import Any
 from llm_assets.interface.display import Page, Panel, Readable, bytes_shown
 from llm_assets.registry.config import MERGED
 from llm_assets.registry.tracking_store import TrackingStore, redacted
-from llm_assets.registry.versions import find
+from llm_assets.registry.versions import find, reader
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,13 +124,15 @@ def get_model_info(name: str, version: str | int | None = None, tracking_uri: st
 
     Raises:
         VersionUnknown: lists the registered names, or the versions and aliases of this one.
+        TrackingUnavailable: MLflow does not answer.
     """
     from mlflow.models import get_model_info as read_model
 
     store = TrackingStore.resolve(tracking_uri)
-    client = store.client()
-    found = find(client, name, wanted_version(client, name, version), store.tracking_uri)
-    model = read_model(f"models:/{name}/{found.version}")
+    with store.reached():
+        client = reader(store)
+        found = find(client, name, wanted_version(client, name, version), store.tracking_uri)
+        model = read_model(f"models:/{name}/{found.version}")
     return ModelInfo(
         name=name,
         version=str(found.version),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 import yaml
+from dagster.components.resolved.errors import ResolutionException
 from pydantic import TypeAdapter, ValidationError
 
 from llm_assets.components.lineage import LineageConfig
@@ -22,9 +23,9 @@ from llm_assets.interface.arguments import explained
 from llm_assets.interface.display import Page, Panel, bytes_shown
 from llm_assets.interface.local_instance import open_instance
 from llm_assets.quantization.config import QuantizationConfig
-from llm_assets.quantization.hardware import Hardware
+from llm_assets.quantization.hardware import Hardware, UnknownHardware, find_gpu
 from llm_assets.quantization.support import Placement, placement
-from llm_assets.quantization.tiers import DEFAULT_GPU, TierTooSmall, gpu_tier
+from llm_assets.quantization.tiers import DEFAULT_GPU, USABLE_SHARE, Purpose, TierTooSmall, gpu_tier
 from llm_assets.resources.artifact_store import ArtifactMissing, ArtifactStore
 from llm_assets.training.base_model import BaseModelConfig
 from llm_assets.training.catalog import base_models, find_base_model
@@ -66,14 +67,17 @@ def read_lineage(name: str) -> LineageConfig:
     if not file.is_file():
         known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/defs.yaml")))
         raise LineageUnknown(f"{file} does not exist. Give the path of a defs.yaml, or one of: {known}.")
-    documents = [doc for doc in yaml.safe_load_all(file.read_text()) if isinstance(doc, dict) and "attributes" in doc]
-    if len(documents) != 1:
-        raise LineageUnknown(f"{file} holds {len(documents)} lineages; one with `attributes` is planned at a time.")
     try:
-        written = dg.ResolutionContext.default().resolve_value(documents[0]["attributes"])
-        return TypeAdapter(LineageConfig).validate_python(written)
+        documents = [doc for doc in yaml.safe_load_all(file.read_text()) if isinstance(doc, dict)]
+        written = [doc["attributes"] for doc in documents if "attributes" in doc]
+        if len(written) != 1:
+            raise LineageUnknown(f"{file} holds {len(written)} lineages; one with `attributes` is planned at a time.")
+        resolved = dg.ResolutionContext.default().resolve_value(written[0])
+        return TypeAdapter(LineageConfig).validate_python(resolved)
     except ValidationError as error:
         raise LineageUnknown(f"{file}:\n{explained(error)}") from None
+    except (yaml.YAMLError, ResolutionException) as error:
+        raise LineageUnknown(f"{file} cannot be read: {error}") from None
 
 
 def base_size(base: BaseModelConfig, model: str) -> BaseSize:
@@ -115,7 +119,7 @@ def plan(config: LineageConfig, gpu: Hardware) -> Page:
                 list(_serving(config, size, gpu)),
                 ("variant", "weights", "KV per token", "rows at once", "tokens cached", "verdict"),
             ),
-            Panel("GPUs to request", list(_requests(config, size, gpu))),
+            Panel("GPUs to request", list(_requests(config, size, gpu)), ("for", "GPUs", "because")),
         ),
     )
 
@@ -139,23 +143,38 @@ def _serving(config: LineageConfig, size: BaseSize, gpu: Hardware) -> Iterator[t
         if verdict and verdict.where is Placement.UNSUPPORTED:
             yield (name, "", "", "", "", f"{verdict.reason}. Use {verdict.instead}")
             continue
-        architecture = _served(size, variant)
+        architecture, engine = _served(size, variant), config.inference.engine if config.inference else EngineConfig()
         weights, per_token = bytes_shown(architecture.weight_bytes), bytes_shown(architecture.kv_bytes_per_token)
-        engine = config.inference.engine if config.inference else EngineConfig()
+        devices = _devices(architecture, size, gpu, engine)
         try:
             planned = plan_engine(
                 architecture,
                 [config.tokenization.max_length_tokens] * PLANNED_ROWS,
                 max_new_tokens=config.evaluation.generation.max_new_tokens,
                 engine=variant.engine if variant else "vllm",
-                config=engine,
+                config=engine.model_copy(update={"tensor_parallel_size": devices}),
                 device_memory_bytes=gpu.memory_bytes,
             )
         except EngineMemoryTooSmall as error:
             yield (name, weights, per_token, "", "", f"does not fit: {error}")
             continue
         cached = f"{planned.kv_cache_tokens:,}" if planned.kv_cache_tokens else ""
-        yield (name, weights, per_token, str(planned.max_num_seqs), cached, "fits")
+        verdict = "fits" if devices == 1 else f"fits on {devices} x {gpu.name}"
+        if variant and variant.engine == "llama_cpp":
+            memory = bytes_shown(architecture.weight_bytes + (planned.kv_cache_bytes or 0))
+            verdict = f"by llama.cpp on the CPU, in {memory} of main memory"
+        yield (name, weights, per_token, str(planned.max_num_seqs), cached, verdict)
+
+
+def _devices(architecture: Architecture, size: BaseSize, gpu: Hardware, engine: EngineConfig) -> int:
+    """GPUs that share the model: as configured, else the tier's for its weights."""
+    if "tensor_parallel_size" in engine.model_fields_set or gpu.device != "cuda":
+        return engine.tensor_parallel_size
+    try:
+        per_parameter = architecture.weight_bytes / size.parameters
+        return gpu_tier(size.parameters, "serving", gpu_type=gpu.name, bytes_per_parameter=per_parameter).num_gpus
+    except (TierTooSmall, UnknownHardware):
+        return engine.tensor_parallel_size
 
 
 def _served(size: BaseSize, variant: QuantizationConfig | None) -> Architecture:
@@ -176,14 +195,36 @@ def _served(size: BaseSize, variant: QuantizationConfig | None) -> Architecture:
     )
 
 
-def _requests(config: LineageConfig, size: BaseSize, gpu: Hardware) -> Iterator[tuple[str, str]]:
-    for gpu_type in dict.fromkeys((DEFAULT_GPU, gpu.name if gpu.device == "cuda" else DEFAULT_GPU)):
-        for purpose in ("training", "serving"):
-            try:
-                tier = gpu_tier(size.parameters, purpose, gpu_type=gpu_type, method=config.training.method)
-                yield purpose, f"{tier.num_gpus} x {tier.gpu_type}  ({bytes_shown(tier.needed_bytes)} needed)"
-            except TierTooSmall as error:
-                yield purpose, str(error)
+def _requests(config: LineageConfig, size: BaseSize, gpu: Hardware) -> Iterator[tuple[str, ...]]:
+    """What to ask a cluster for, from the model's size alone; A100s where the plan is for a CPU."""
+    gpu_type, method = gpu.name if gpu.device == "cuda" else DEFAULT_GPU, config.training.method
+    asked: tuple[tuple[str, Purpose, float], ...] = (
+        (f"training ({method})", "training", 2.0),
+        ("serving merged", "serving", 2.0),
+        *(
+            (f"serving {variant.asset_name}", "serving", _served(size, variant).weight_bytes / size.parameters)
+            for variant in config.quantization
+            if variant.engine == "vllm" and placement(variant, gpu).where is not Placement.UNSUPPORTED
+        ),
+    )
+    for purpose, kind, per_parameter in asked:
+        try:
+            tier = gpu_tier(size.parameters, kind, gpu_type=gpu_type, method=method, bytes_per_parameter=per_parameter)
+        except (TierTooSmall, UnknownHardware) as error:
+            yield purpose, "none", str(error)
+            continue
+        shared = kind == "training" and tier.needed_bytes > find_gpu(gpu_type).memory_bytes
+        if shared and method == "qlora":
+            yield (
+                purpose,
+                "none",
+                "every GPU holds the whole model: take a larger one, or method lora with sharding full",
+            )
+            continue
+        how = ", shared by training.sharding full" if shared else ""
+        if tier.num_gpus > 1 and tier.needed_bytes < find_gpu(gpu_type).memory_bytes * USABLE_SHARE:
+            how = "; more by the published rule for models of this size"
+        yield purpose, f"{tier.num_gpus} x {tier.gpu_type}", f"at least {bytes_shown(tier.needed_bytes)}{how}"
 
 
 def _materialized(model: str) -> Path | None:

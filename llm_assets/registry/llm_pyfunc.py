@@ -217,7 +217,10 @@ def chat_completion(model: str, prompt_tokens: int, candidates: list[Candidate])
 def _cells(model_input: Any, column: str, chats: bool = False) -> list[Any]:
     """Values of a column; MLflow turns {"prompt": ["a", "b"]} into one cell that holds the list."""
     cells: list[Any] = []
-    for cell in model_input[column].tolist():
+    given = model_input[column].tolist()
+    if chats and all(isinstance(turn, dict) for turn in given):
+        return [given]  # {"messages": [turn, turn]} came as one row per turn
+    for cell in given:
         several = isinstance(cell, (list, tuple)) or hasattr(cell, "tolist")
         nested = several and not (chats and all(isinstance(turn, dict) for turn in cell))
         cells += list(cell) if nested else [cell]

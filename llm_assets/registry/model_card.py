@@ -69,17 +69,35 @@ def _use(name: str, metadata: Mapping[str, Any]) -> str:
     prompts = [f"`{prompt['uri']}`" for prompt in metadata["prompts"]]
     return (
         "## Use\n\n```python\n"
+        "from llm_assets import run_inference\n\n"
+        f'run_inference(input_source="rows.parquet", model_name="{name}", output_table="answers.parquet")\n\n'
         "from llm_assets.registry.versions import load_version\n\n"
         f'version = load_version("{name}", "champion")\n'
         "version.model_directory            # a plain Hugging Face directory: hand it to vLLM or transformers\n"
         'version.variant_directory("merged")  # or a variant\'s name\n'
         "version.generation                 # the settings the numbers above were measured with\n```\n\n"
         f"`mlflow models serve -m models:/{name}@champion --env-manager local` answers as {served['task']}, asked by "
-        f"{columns}, with the parameters temperature, top_p, max_tokens, stop, seed and candidate_count.\n\n"
+        f"{columns}, with the parameters temperature, top_p, max_tokens, stop, seed and candidate_count; MLflow drops "
+        f"any other without a word. {_payloads(list(served['input_columns']))}\n\n"
         f"Generation defaults: {settings}."
         + (f" Training rows were asked by {', '.join(prompts)}." if prompts else "")
         + (f" {', '.join(gguf)} run with llama.cpp, everything else with vLLM." if gguf else "")
     )
+
+
+def _payloads(columns: Sequence[str]) -> str:
+    """The body of a request in MLflow's four forms."""
+    rows = "[[...], [...]]" if columns == ["messages"] else '["...", "..."]'
+    row = "[{" + ", ".join(f'"{column}": "..."' for column in columns) + "}]"
+    alone = len(columns) == 1
+    names = ", ".join(f'"{column}"' for column in columns)
+    forms = (
+        f'{{"instances": {rows if alone else row}}}',
+        f'{{"inputs": {{"{columns[0]}": {rows}}}}}' if alone else f'{{"inputs": {row}}}',
+        '{"dataframe_records": ' + (row.replace('"..."', "[...]") if columns == ["messages"] else row) + "}",
+        f'{{"dataframe_split": {{"columns": [{names}], "data": [[...], [...]]}}}}',
+    )
+    return f"Send one of {', '.join(f'`{form}`' for form in forms)}" + ', beside `"params": {"max_tokens": 64}`.'
 
 
 def _cost(metadata: Mapping[str, Any]) -> str:
@@ -143,12 +161,12 @@ def _recipe(metadata: Mapping[str, Any]) -> str:
     training, merge = metadata["training"], metadata["merge"]
     parameters = {key: value for key, value in training.get("parameters", {}).items() if _is_scalar(value)}
     losses = ""
-    if {"base_evaluation_loss", "evaluation_loss"} <= set(training):
+    if None not in (training.get("base_evaluation_loss"), training.get("evaluation_loss")):
         losses = (
             f" The loss on held-out answers fell from {training['base_evaluation_loss']:.3f} (base) to "
             f"{training['evaluation_loss']:.3f} nats per token."
         )
-    merged = ", ".join(f"{_words(key)} {value}" for key, value in merge.items() if _is_scalar(value))
+    merged = ", ".join(f"{_words(key)} {_shown(value)}" for key, value in merge.items() if _is_scalar(value))
     parts = [
         "## Recipe",
         f"Trained with {training.get('method', 'LoRA')}.{losses} Merged: {merged or 'not recorded'}.",

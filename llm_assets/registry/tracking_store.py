@@ -7,6 +7,8 @@ final name. The cost is about six seconds on the first use of a fresh home.
 import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,27 @@ class TrackingStore:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        return mlflow.MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.registry_uri)
+        client = mlflow.MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.registry_uri)
+        secret = any(redacted(uri) != uri for uri in (self.tracking_uri, self.registry_uri))
+        return DiscreetClient(client) if secret else client
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Turn whatever MLflow says of a server that is down, or of a URI it does not know, into one readable error.
+
+        Raises:
+            TrackingUnavailable: carries MLflow's first line and what to correct.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, ImportError) as error:  # a database's driver may not be installed
+            where = " and ".join(dict.fromkeys((redacted(self.tracking_uri), redacted(self.registry_uri))))
+            raise TrackingUnavailable(
+                f"MLflow at {where} does not answer: {redacted(str(error)).splitlines()[0]:.300} Start the server, or "
+                "correct MLFLOW_TRACKING_URI (and MLFLOW_REGISTRY_URI); `llm-assets doctor` tries them."
+            ) from None
 
     def refuse_name(self, name: str) -> None:
         """Refuse a registered name that this registry cannot hold.
@@ -106,6 +128,31 @@ class TrackingStore:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:  # another process made it between the two calls
             return client.get_experiment_by_name(name).experiment_id
+
+
+class DiscreetClient:
+    """An `MlflowClient` whose errors do not repeat the password in its URI, which every log and event would keep."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        """A method of the client; its errors lose the user and password of any URI."""
+        from mlflow.exceptions import MlflowException
+
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            try:
+                return found(*arguments, **named)
+            except MlflowException as error:
+                error.message = redacted(error.message)
+                error.args = (error.message,)
+                raise error from None
+
+        return called
 
 
 def create_database(path: Path) -> None:

@@ -17,7 +17,7 @@ from llm_assets.registry.contents import MODEL_PATH
 from llm_assets.registry.evidence import Evidence, NotPromoted, read_evidence
 from llm_assets.registry.placement import local_directory
 from llm_assets.registry.registration import MODEL_ID_TAG
-from llm_assets.registry.tracking_store import TrackingStore, redacted
+from llm_assets.registry.tracking_store import SQLITE, TrackingStore, redacted
 
 LACKED_BEFORE: dict[str, Any] = {  # by versions of format 1, which may still be in use
     "prompts": [],
@@ -113,16 +113,33 @@ def load_version(
 
     Raises:
         VersionUnknown: lists the registered names, or the versions and aliases of this one.
+        TrackingUnavailable: MLflow does not answer.
     """
     from mlflow.models import Model
 
     store = TrackingStore.resolve(tracking_uri, registry_uri=registry_uri)
-    found = find(store.client(), name, version_or_alias, store.registry_uri)
+    with store.reached():
+        found = find(reader(store), name, version_or_alias, store.registry_uri)
     model_id = found.tags[MODEL_ID_TAG]
     directory = _directory(store, model_id)
     metadata = {**LACKED_BEFORE, **(Model.load(str(directory)).metadata or {})}
     generation, aliases, tags = metadata["generation"], tuple(found.aliases), dict(found.tags)
     return RegisteredVersion(name, str(found.version), model_id, directory, generation, metadata, aliases, tags)
+
+
+def reader(store: TrackingStore) -> Any:
+    """A client for looking something up; unlike `store.client()` it makes no database.
+
+    Raises:
+        VersionUnknown: there is no registry yet, or this process looks in the wrong place.
+    """
+    for uri in (store.tracking_uri, store.registry_uri):
+        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+            raise VersionUnknown(
+                f"Nothing is registered at {redacted(uri)}: there is no such file. Set MLFLOW_TRACKING_URI, or "
+                "LLM_ASSETS_HOME to where the lineage ran, or materialize registered_version first."
+            )
+    return store.client()
 
 
 def find(client: Any, name: str, version_or_alias: str, tracking_uri: str) -> Any:

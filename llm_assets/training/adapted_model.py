@@ -15,6 +15,7 @@ from llm_assets.training import own_code, ranks
 from llm_assets.training.training_config import TrainingConfig, TrainingConfigInvalid
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -177,16 +178,21 @@ def token_ids_of(tokenizer: Path, tokens: Sequence[str]) -> list[int]:
     return sorted(number for number in ids.values() if number is not None)
 
 
-def save_adapter(model: Any, out: Path) -> None:
+def save_adapter(model: Any, out: Path, weights: "dict[str, torch.Tensor] | None" = None) -> None:
     """Write the trained weights with the same bytes every time, and check the written file.
+
+    Args:
+        model: The trained model.
+        out: An existing directory.
+        weights: Its trained weights, where they are shared out over processes: `trained_weights.gathered`.
 
     Raises:
         AdapterEmpty: the file has no `lora_B`, or one that is all zeros or not finite.
     """
     if not hasattr(model, "peft_config"):
-        model.save_pretrained(out)
+        model.save_pretrained(out, state_dict=weights)
         return
-    model.save_pretrained(out, save_embedding_layers=False)
+    model.save_pretrained(out, save_embedding_layers=False, state_dict=weights)
     (out / "README.md").unlink(missing_ok=True)
     written = json.loads((out / ADAPTER_CONFIG).read_text())
     written["base_model_name_or_path"] = None  # a path of this machine; the lineage says which base it is
@@ -234,18 +240,3 @@ def load_adapted(base: Path, adapter: Path, method: str, compute_dtype: str) -> 
 def unwrapped(model: Any) -> "PreTrainedModel":
     """The transformers model inside an adapted one."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def trained_values(model: Any) -> int:
-    """How many numbers training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def save_trained(model: Any, path: Path) -> None:
-    """Write the weights that training changes to one file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    partial = path.with_suffix(".partial")
-    trained = {n: value.detach().contiguous() for n, value in model.named_parameters() if value.requires_grad}
-    save_file(trained, partial)
-    partial.replace(path)

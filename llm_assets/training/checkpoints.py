@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from llm_assets.core import LLMAssetsError
 from llm_assets.training.identity import file_sha256
@@ -112,7 +113,7 @@ def step_of(checkpoint: Path) -> int:
 
 def write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON to a file that is never seen half-written."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{uuid4().hex}.partial")  # several processes may write the same at once
     partial.write_text(json.dumps(content, indent=1, sort_keys=True))
     partial.replace(path)
 

@@ -2,7 +2,8 @@
 
 An optimiser step holds the same packs however many processes share them, so the loss curve is that of one process up to
 rounding. A process that dies ends the others; nothing is restarted in place, since the checkpoint is the place to
-continue from and the orchestrator is what retries.
+continue from and the orchestrator is what retries. Out of memory is the exception: all start again by themselves, from
+the last checkpoint under the next smaller plan.
 
 Where a run spans several machines, `python -m llm_assets.training.elastic JOB.json` joins from the others; the first
 writes that file into the work directory, which they share.
@@ -13,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from typing import Any
 from llm_assets.core import LLMAssetsError
 from llm_assets.training import checkpoints
 from llm_assets.training.forking import gpus, process_context
+from llm_assets.training.optimizer_step import PlanTooLarge
 from llm_assets.training.rank_process import LOGS, ElasticJob, error_file, run_rank
 from llm_assets.training.rendezvous import Rendezvous, rendezvous
+from llm_assets.training.step_listener import Listener, Report
 from llm_assets.training.trainer import train_adapter
 from llm_assets.training.training_config import TrainingConfig, TrainingConfigInvalid
 from llm_assets.training.training_report import TrainingReport
@@ -31,7 +35,6 @@ from llm_assets.training.training_report import TrainingReport
 JOB = "elastic_job.json"
 LAST_LINES, MEETING_SECONDS = 15, 900
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-Report = Callable[[int, Mapping[str, float]], None]
 
 
 class RankDied(LLMAssetsError):
@@ -60,6 +63,7 @@ def train(
     Raises:
         TrainingConfigInvalid: the packs of a step cannot be shared evenly, or there are fewer devices.
         RankDied: a process was killed or crashed; carries its last lines.
+        PlanTooLarge: a step of a run on several machines did not fit; run again, it continues under a smaller plan.
     """
     place = rendezvous()
     count = processes_here(config)
@@ -73,9 +77,15 @@ def train(
     for stale in (work / LOGS).glob("error-*.json"):
         stale.unlink()
     log(f"training on {count} processes" + (f" on each of {place.nodes} machines" if place.nodes > 1 else ""))
-    listener = _Listener(log, on_evaluation, report)
-    found = listener.hear_while(lambda: _launch(job, place, count, listener.theirs))
-    return found[0]
+    while True:
+        listener = Listener(log, on_evaluation, report)
+        try:
+            return listener.hear_while(partial(_launch, job, place, count, listener.theirs))[0]
+        except PlanTooLarge as outgrown:
+            if place.nodes > 1:  # the other machines have ended with this one, and their steps are retried with it
+                raise
+            log(f"{outgrown}, from the last checkpoint")
+            place = rendezvous()
 
 
 def processes_here(config: TrainingConfig) -> int:
@@ -106,56 +116,6 @@ def require_even_shares(config: TrainingConfig, processes: int) -> None:
             f"{processes} processes cannot share the {packs} packs of an optimiser step (training.batch_packs x "
             f"accumulation_steps) evenly. Make it {nearest}, or set training.processes to a divisor of {packs}."
         )
-
-
-class _Listener:
-    """The step's end of the pipe from the first process: passes on what it says, and answers its evaluations."""
-
-    def __init__(
-        self,
-        log: Callable[[str], None],
-        on_evaluation: Callable[[int, float], None] | None,
-        report: Report | None,
-    ) -> None:
-        self._ours, self.theirs = process_context().Pipe()
-        self._log, self._on_evaluation, self._report = log, on_evaluation, report
-        self._ended = threading.Event()
-        self._refusal: BaseException | None = None
-
-    def hear_while(self, run: Callable[[], dict[int, TrainingReport]]) -> dict[int, TrainingReport]:
-        """Answer until the run has ended; what `on_evaluation` raised ends it and is raised here."""
-        thread = threading.Thread(target=self._hear, daemon=True)
-        thread.start()
-        try:
-            return run()
-        except LLMAssetsError:
-            if self._refusal:
-                raise self._refusal from None
-            raise
-        finally:
-            self._ended.set()
-            thread.join()
-
-    def _hear(self) -> None:
-        while self._ours.poll(0.05) or not self._ended.is_set():
-            if not self._ours.poll(0):
-                continue
-            kind, *content = self._ours.recv()
-            if kind == "log":
-                self._log(*content)
-            elif kind == "curves" and self._report:
-                self._report(*content)
-            elif kind == "evaluation":
-                self._ours.send(self._answer(*content))
-
-    def _answer(self, step: int, loss: float) -> bool:
-        try:
-            if self._on_evaluation:
-                self._on_evaluation(step, loss)
-        except BaseException as refusal:  # raised again in the step's own thread
-            self._refusal = refusal
-            return False
-        return True
 
 
 def _launch(job: ElasticJob, place: Rendezvous, count: int, speaker: Connection | None) -> dict[int, TrainingReport]:
@@ -201,10 +161,11 @@ def _own_signal_handlers() -> Iterator[None]:
 def _explained(work: Path, logs: Path, error: Any) -> LLMAssetsError:
     """The error of the process that failed first, as its own class where it is one of the project's."""
     rank, failure = error.get_first_failure()
-    told = error_file(work, rank)
-    if told.exists():
+    told = min((work / LOGS).glob("error-*.json"), key=lambda path: path != error_file(work, rank), default=None)
+    if told:
         found = json.loads(told.read_text())
-        told.unlink()
+        for path in (work / LOGS).glob("error-*.json"):
+            path.unlink()
         return _known_errors().get(found["type"], RankDied)(found["text"])
     how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
     written = sorted(logs.glob(f"*/attempt_0/{failure.local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)

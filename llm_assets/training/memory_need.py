@@ -13,7 +13,9 @@ GATES = {"gate_proj", "up_proj", "gate_up_proj"}
 LOGIT_CHUNK_BYTES = 512 * 1024**2
 
 
-def part_bytes(shape: ModelShape, config: TrainingConfig, tokens: int, gradient_checkpointing: bool) -> dict[str, int]:
+def part_bytes(
+    shape: ModelShape, config: TrainingConfig, tokens: int, gradient_checkpointing: bool, shards: int = 1
+) -> dict[str, int]:
     """Bytes of each part on one device, in a forward and backward pass over `tokens` tokens.
 
     Per value or token, with `c` the bytes of `compute_dtype`, `h`, `q`, `k` and `i` the widths of residual stream,
@@ -37,6 +39,10 @@ def part_bytes(shape: ModelShape, config: TrainingConfig, tokens: int, gradient_
         logits       (2c + 12) per label of a chunk and vocabulary entry: logits, float32 copy, log-probabilities and
                      both gradients; see `logit_chunk_labels`
 
+    Shared out over `shards` devices, each holds that part of weights, adapter, gradients and optimizer, and beside it
+    what is gathered at a time: vocabulary matrices, the layer under way and the one fetched ahead, each with its whole
+    gradients where it is trained.
+
     The activation terms count what PyTorch's autograd saves for the layers as transformers 5.17 and peft 0.21 compute
     them; the method is that of Korthikanti et al. (arXiv 2205.05198), section 4. Biases are left out.
 
@@ -45,15 +51,16 @@ def part_bytes(shape: ModelShape, config: TrainingConfig, tokens: int, gradient_
         config: Method, ranks and precision.
         tokens: Tokens of one forward pass.
         gradient_checkpointing: Whether activations are recomputed.
+        shards: Devices the weights are shared out over; 1 where each holds them all.
     """
     compute = compute_bytes(config)
-    trained = trained_values(shape, config)
+    trained, full = trained_values(shape, config), config.method == "full"
     return {
-        "weights": _weights(shape, config),
+        "weights": _weights(shape, config) if shards == 1 else _shared_weights(shape, config, shards),
         "quantization_constants": _constants(shape) if config.method == "qlora" else 0,
-        "adapter": _adapter(shape, config),
-        "gradients": 4 * trained,
-        "optimizer": round(OPTIMIZER_BYTES[config.optimizer] * trained),
+        "adapter": _adapter(shape, config) // shards,
+        "gradients": 4 * trained // shards + (compute * _gathered_values(shape) if shards > 1 and full else 0),
+        "optimizer": round(OPTIMIZER_BYTES[config.optimizer] * trained / shards),
         "activations": _activations(shape, config, tokens, gradient_checkpointing),
         "logits": min(tokens, logit_chunk_labels(shape.vocabulary, compute)) * shape.vocabulary * (2 * compute + 12),
     }
@@ -87,6 +94,18 @@ def _weights(shape: ModelShape, config: TrainingConfig) -> int:
         return compute * (shape.linear_values + shape.other_values)
     largest = max(inputs * outputs for inputs, outputs in shape.linear_layers().values())
     return shape.linear_values // 2 + compute * (shape.other_values + largest)
+
+
+def _shared_weights(shape: ModelShape, config: TrainingConfig, shards: int) -> int:
+    """A slice of every weight, and what is gathered of them in `compute_dtype`."""
+    held = 4 if config.method == "full" else compute_bytes(config)
+    sliced = -(-held * (shape.linear_values + shape.other_values) // shards)
+    return sliced + compute_bytes(config) * _gathered_values(shape)
+
+
+def _gathered_values(shape: ModelShape) -> int:
+    """Values that are whole on a device at a time: what is outside the layers, and two layers of them."""
+    return shape.other_values + 2 * shape.linear_values // shape.layers
 
 
 def _constants(shape: ModelShape) -> int:

@@ -168,7 +168,7 @@ def plan_of(
     """The bytes of one batch layout, whether it fits or not."""
     tokens = micro_batch_packs * pack_length_tokens
     return MemoryPlan(
-        **part_bytes(shape, config, tokens, gradient_checkpointing),
+        **part_bytes(shape, config, tokens, gradient_checkpointing, processes if config.sharding == "full" else 1),
         framework_overhead=FRAMEWORK_BYTES[device],
         micro_batch_packs=micro_batch_packs,
         accumulation_steps=config.packs_per_step // processes // micro_batch_packs,
@@ -181,6 +181,7 @@ def _refusal(smallest: MemoryPlan, config: TrainingConfig, pack_length_tokens: i
     largest = max(PARTS, key=lambda name: getattr(smallest, name))
     ways = [
         "set training.method qlora" if config.method != "qlora" else "take a smaller base model",
+        "set training.processes and sharding full" if config.sharding == "none" and config.method != "qlora" else "",
         "set training.gradient_checkpointing auto" if config.gradient_checkpointing is False else "",
         f"lower tokenization.max_length_tokens (packs hold {pack_length_tokens:,} tokens)",
         "set training.use_dora false" if config.use_dora else "",

@@ -2,7 +2,8 @@
 
 The trainer sees a whole step as one batch, so that how it is cut into forward passes can change in the middle of a run
 without touching the data order, the schedule or the loss. A step begun again starts from zeroed gradients and the
-random state it began with; the cost is the work of the failed attempt.
+random state it began with; the cost is the work of the failed attempt. Of several processes, one that fails leaves the
+others inside an exchange: there the whole run starts again from its last checkpoint, under the smaller plan.
 """
 
 import gc
@@ -13,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from llm_assets.core import LLMAssetsError
+from llm_assets.training import ranks
 from llm_assets.training.memory_plan import MemoryPlan
 from llm_assets.training.packs import Row, lay_end_to_end, supervised_tokens
 from llm_assets.training.training_config import TrainingConfig
@@ -26,6 +28,10 @@ SPIKE_WINDOW_STEPS = 20
 
 class TrainingOutOfMemory(LLMAssetsError):
     """A step did not fit into memory, however it is cut into forward passes."""
+
+
+class PlanTooLarge(LLMAssetsError):
+    """A step did not fit in one of several processes; all of them have to start again, under the next smaller plan."""
 
 
 class TrainingDiverged(LLMAssetsError):
@@ -104,6 +110,7 @@ class StepRunner:
         Raises:
             TrainingDiverged: the loss is not finite; names the step and rows.
             TrainingOutOfMemory: no plan is left.
+            PlanTooLarge: one is, and other processes have to take it too.
         """
         self.rows = [row.row_id for pack in packs for row in pack]
         self.lengths = [len(row.input_ids) for pack in packs for row in pack]
@@ -172,10 +179,13 @@ class StepRunner:
             )
         self._adopt(self.plan)
         recomputed = ", activations recomputed" if self.plan.gradient_checkpointing else ""
-        self._log(
+        told = (
             f"step {step} was out of memory with {given_up.micro_batch_packs} packs per forward pass; from here on "
             f"{self.plan.micro_batch_packs} packs x {self.plan.accumulation_steps} passes{recomputed}: the same step"
         )
+        if ranks.world() > 1:
+            raise PlanTooLarge(told)
+        self._log(told)
 
     def _usual_loss(self, history: Sequence[dict[str, Any]]) -> float | None:
         if self.config.skip_loss_spikes is None:

@@ -4,14 +4,16 @@ One batch of the trainer is one whole optimiser step, as a list of packs. Each p
 loader is not sharded again.
 """
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from llm_assets.training import adapted_model, checkpoints, ranks
+from llm_assets.training import adapted_model, checkpoints, ranks, sharding, trained_weights
 from llm_assets.training.optimizer_step import StepRunner
 from llm_assets.training.packs import PackSequence
 from llm_assets.training.training_config import TrainingConfig
+
+TRAINED = "trained.safetensors"  # in checkpoints of weights that are shared out
 
 
 @cache
@@ -39,6 +41,10 @@ def trainer_class() -> type:
             self.runner, self.sequence = runner, sequence
             options.update(train_dataset=sequence, data_collator=_as_it_is, callbacks=[Rehearsal(self), *callbacks])
             super().__init__(**options)
+            self.trained = [value for value in options["model"].parameters() if value.requires_grad]
+            self.is_shared_out = sharding.is_shared_out(runner.config)
+            if self.is_shared_out:  # exchanges its gradients by itself: not for DDP, which the other mode wraps it in
+                self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
         def get_train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(
@@ -49,7 +55,37 @@ def trainer_class() -> type:
             )
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-            return self.runner.step(self, model.train(), inputs["packs"])
+            return self.runner.step(self, model if model.training else model.train(), inputs["packs"])
+
+        def _clip_grad_norm(self, model: Any) -> Any:
+            self.accelerator.unscale_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm)  # others have no gradient
+            return sharding.whole(norm)
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            optimizer = super().create_optimizer(model)
+            if self.is_shared_out:
+                sharding.take_whole_states(optimizer)
+            return optimizer
+
+        def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
+            if not self.is_shared_out:
+                return super().save_model(output_dir, _internal_call)
+            return trained_weights.save(self.model, Path(output_dir) / TRAINED)
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            if not self.is_shared_out:
+                return super()._save_optimizer_and_scheduler(output_dir)
+            state = sharding.whole_state(self.optimizer)
+            if self.args.should_save:
+                torch.save(state, Path(output_dir) / "optimizer.pt")
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")  # type: ignore[union-attr]
+            return None
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if not self.is_shared_out:
+                return super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return trained_weights.load(self.model, Path(resume_from_checkpoint) / TRAINED)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             with checkpoints.explained(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):

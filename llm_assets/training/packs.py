@@ -83,8 +83,8 @@ def read_rows(dataset: Path, split: str, limit: int | None = None) -> StoredRows
 _REMEDIES = {
     "train": "Nothing is left to train on: look at the drop reasons of chat_dataset and at the label_mask check of "
     "tokenized_dataset.",
-    "validation": "Raise split.validation so that it holds rows, or set training.evaluation_rows 0 to train without "
-    "evaluation.",
+    "validation": "Raise split.validation so that it holds rows; only outside a lineage, whose study needs them, does "
+    "training.evaluation_rows 0 train without evaluation.",
     "test": "Raise split.test so that it holds rows.",
 }
 

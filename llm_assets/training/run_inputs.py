@@ -78,7 +78,7 @@ def plans_for(work: Path, inputs: RunInputs, config: TrainingConfig, device: Tra
             inputs.shape, config, pack_length_tokens=length, device_memory_bytes=device.memory_bytes,
             device=device.kind, processes=ranks.world(),
         )  # fmt: skip
-    if ranks.world() > 1:
-        return [first]  # one process that begins a step again would leave the others in an exchange it is not in
-    smaller = memory_plan.smaller_plans(first, inputs.shape, config, pack_length_tokens=length, device=device.kind)
+    smaller = memory_plan.smaller_plans(
+        first, inputs.shape, config, pack_length_tokens=length, device=device.kind, processes=ranks.world()
+    )
     return [first, *smaller]

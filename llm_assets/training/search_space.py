@@ -119,7 +119,8 @@ def own_values(space: Space, training: TrainingConfig) -> dict[str, Any]:
     """
     if training.evaluation_rows == 0:
         raise StudyConfigInvalid(
-            "training.evaluation_rows is 0, and a study judges trials by their evaluation. Set it."
+            "training.evaluation_rows is 0, and a study judges even a single trial by its evaluation. Set "
+            "evaluation_rows to 1 or more (default 200), and split.validation so that there are such rows."
         )
     own = {name: getattr(training, name) for name in space}
     if "alpha" in own and not space["alpha"].holds(own["alpha"]):

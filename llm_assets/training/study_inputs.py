@@ -9,7 +9,7 @@ from llm_assets.training.training_config import TrainingConfig
 NOT_DECIDING = frozenset(
     {
         "evaluate_every_steps", "early_stopping_patience", "max_evaluation_loss", "save_every_steps", "report_to",
-        "processes",
+        "processes", "sharding",
     }
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_assets.training import adapted_model, checkpoints, isolation, packs, ranks
+from llm_assets.training import adapted_model, checkpoints, isolation, packs, ranks, sharding, trained_weights
 from llm_assets.training.attention import choose_attention, packed_attention
 from llm_assets.training.device import TrainingDevice, refuse_unsupported, this_device
 from llm_assets.training.loss import evaluate, label_losses
@@ -61,6 +61,7 @@ def train_adapter(
         PackIsolationBroken: packed documents influence each other on this model.
         TrainingDiverged: a loss or gradient is not finite, or the loss rose; names the step and rows.
         TrainingOutOfMemory: a step did not fit, however it is cut.
+        PlanTooLarge: the same in one of several processes, and a smaller plan is left: call again, in all of them.
     """
     from transformers import set_seed
 
@@ -74,12 +75,15 @@ def train_adapter(
 
     set_seed(config.seed)
     before = _start_measuring_memory(device)
-    model = adapted_model.load_base(base, config.method, config.compute_dtype)
-    attention = choose_attention(config.attention, model)
+    shared_out = sharding.is_shared_out(config)
+    model = adapted_model.load_base(base, config.method, config.compute_dtype, "cpu" if shared_out else None)
     provenance = Provenance(
         inputs.origin["dataset"], inputs.origin["base"], adapted_model.quantized_modules(model), inputs.sequence.rows
     )
     model = adapted_model.add_adapter(model, config, token_ids)
+    if shared_out:
+        sharding.share_out(model, adapted_model.unwrapped(model), config, adapted_model.training_device())
+    attention = choose_attention(config.attention, adapted_model.unwrapped(model))
     runner = StepRunner(config, plans, adopt=_adopter(adapted_model.unwrapped(model), work), log=log)
     probed = inputs.held_out or inputs.sequence.rows
     measured = isolation.measure_isolation(model.train(), attention, probed, model.config.vocab_size)
@@ -92,7 +96,7 @@ def train_adapter(
         throughput=throughput,
         origin=inputs.origin,
         evaluate=_evaluation(model, inputs.held_out),
-        save_best=lambda path: adapted_model.save_trained(model, path),
+        save_best=lambda path: trained_weights.save(model, path),
         log=log,
         on_evaluation=on_evaluation,
         report=report or (lambda step, curves: None),
@@ -101,9 +105,10 @@ def train_adapter(
     _run(trainer, attention, ranks.from_first(lambda: checkpoints.latest_complete(work, inputs.origin, log)), log)
     if config.early_stopping_patience:
         _load_best(model, work, trainer.state.log_history)
+    weights = trained_weights.gathered(model) if shared_out else None
     finished = _report(trainer, config, measured, throughput, peak_memory_bytes(device.kind) - before)
     if ranks.is_first():
-        adapted_model.save_adapter(model, out)
+        adapted_model.save_adapter(model, out, weights)
         copy_tokenizer(dataset, out)
         write_records(out, finished, config, provenance)
     return finished
@@ -116,8 +121,7 @@ def _adopter(inner: Any, work: Path) -> Callable[[MemoryPlan], None]:
         else:
             inner.gradient_checkpointing_disable()
         layout = {n: getattr(plan, n) for n in ("micro_batch_packs", "gradient_checkpointing")}
-        if ranks.is_first():
-            checkpoints.write_whole(work / PLAN, layout)
+        checkpoints.write_whole(work / PLAN, layout)  # in each process: any may be the one it fails
 
     return adopt
 
@@ -152,7 +156,7 @@ def _trainer(model: Any, inputs: RunInputs, config: TrainingConfig, work: Path, 
 
 
 def _run(trainer: Any, attention: str, checkpoint: Path | None, log: Callable[[str], None]) -> None:
-    values = adapted_model.trained_values(trainer.model)
+    values = trained_weights.count(trainer.model)
     log(f"training {values:,} values for {trainer.args.max_steps} steps on {trainer.args.device.type}, {attention}")
     inner = adapted_model.unwrapped(trainer.model)
     with packed_attention(inner, attention), label_losses(inner):
@@ -161,10 +165,8 @@ def _run(trainer: Any, attention: str, checkpoint: Path | None, log: Callable[[s
 
 def _load_best(model: Any, work: Path, log_history: list[dict[str, Any]]) -> None:
     """Put the weights of the best evaluation back."""
-    from safetensors.torch import load_file
-
     ranks.wait_for_all()
-    model.load_state_dict(load_file(best_path(work, best_step(log_history))), strict=False)
+    trained_weights.load(model, best_path(work, best_step(log_history)))
 
 
 def _start_measuring_memory(device: TrainingDevice) -> int:
@@ -195,7 +197,7 @@ def _report(
         base_evaluation_loss=evaluated.get(0),
         evaluation_loss=evaluated.get(published),
         evaluation_half_width=half_widths(log_history).get(published),
-        trainable_parameters=adapted_model.trained_values(trainer.model),
+        trainable_parameters=trained_weights.count(trainer.model),
         skipped_steps=sum("skipped_loss" in entry for entry in log_history),
         tokens_per_second=throughput.tokens_per_second,
         model_flops_share=throughput.model_flops_share,

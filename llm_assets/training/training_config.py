@@ -111,6 +111,11 @@ class TrainingConfig(Config):
         description="Processes that train together on a machine, each on a GPU of its own; auto: one per GPU. They "
         "share the packs of an optimiser step, so that the losses are those of one process.",
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="none: every process holds the whole model (DDP). full: each holds a slice of weights, gradients "
+        "and optimizer (FSDP), for models that do not fit one GPU; methods lora and full, with processes over 1.",
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of the adapter's initial values, dropout and the order of packs."
     )
@@ -147,6 +152,28 @@ class TrainingConfig(Config):
         if self.evaluation_rows == 0 and given:
             raise TrainingConfigInvalid(
                 f"training.evaluation_rows is 0, and {', '.join(given)} needs an evaluation. Set evaluation_rows."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shareable(self) -> Self:
+        if self.sharding == "none":
+            return self
+        wrong = [
+            ("method", "qlora", "Use method lora, or sharding none: 4-bit weights are a quarter as large"),
+            ("optimizer", "paged_adamw_8bit", "Use optimizer adamw, whose moments are shared out"),
+            ("compute_dtype", "float16", "Use bfloat16"),
+            ("compile", True, "Set compile false"),
+        ]
+        for name, value, remedy in wrong:
+            if getattr(self, name) == value:
+                raise TrainingConfigInvalid(
+                    f"training.sharding full does not work with training.{name} {str(value).lower()}. {remedy}."
+                )
+        if self.modules_to_save or self.trainable_tokens:
+            raise TrainingConfigInvalid(
+                "training.sharding full does not train modules_to_save or trainable_tokens. Use method full, which "
+                "trains every row, or sharding none."
             )
         return self
 

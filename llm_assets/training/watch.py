@@ -123,7 +123,7 @@ def watch_class() -> type:
                 raise TrainingDiverged(f"Evaluation loss is {loss.mean} at step {state.global_step}. {DIVERGED_REMEDY}")
             if self.judge.config.early_stopping_patience:
                 best = best_step(state.log_history)
-                if best == state.global_step and ranks.is_first():
+                if best == state.global_step:
                     self.judge.save_best(best_path(work, best))
                 since_best = sum(step > best for step in evaluations(state.log_history))
                 control.should_training_stop |= since_best >= self.judge.config.early_stopping_patience

@@ -125,6 +125,10 @@ def test_a_version_below_its_floor_is_not_promoted(published: PublishedLineage, 
     (failure,) = [event for event in run.all_events if event.is_step_failure]
     assert "0.2 wanted" in str(failure.step_failure_data.error)
     assert "champion" not in rounds.aliases()
+    assert not gate_of(run).passed and "0.2 wanted" in (gate_of(run).description or "")
+    key = dg.AssetCheckKey(LINEAGE.key("champion"), GATE)
+    record = rounds.instance.get_latest_asset_check_evaluation_record(key)
+    assert record is not None and record.status.value == "FAILED" and record.run_id == run.run_id  # red in the UI
 
 
 def test_an_unmet_check_is_named_and_the_alias_stays(published: PublishedLineage, tmp_path: Path):
@@ -132,4 +136,5 @@ def test_an_unmet_check_is_named_and_the_alias_stays(published: PublishedLineage
     run = rounds.next([1] * 20, gate=[dg.AssetCheckKey(LINEAGE.key("evaluation"), "beats_base")])
     (failure,) = [event for event in run.all_events if event.is_step_failure]
     assert "orders/evaluation:beats_base" in str(failure.step_failure_data.error)
+    assert not gate_of(run).passed and "orders/evaluation:beats_base" in (gate_of(run).description or "")
     assert "champion" not in rounds.aliases()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pyarrow.parquet as pq
-from published_lineage import empty_database
+from published_lineage import empty_database, standing_in
 
 from llm_assets.assets.chat_dataset import build_chat_dataset
 from llm_assets.assets.conventions import Lineage
@@ -14,7 +14,7 @@ from llm_assets.assets.raw_dataset import build_raw_dataset
 from llm_assets.data import CurationConfig, SourceConfig, SplitConfig
 from llm_assets.data.formats import TemplateFormat
 from llm_assets.inference import InferenceConfig
-from llm_assets.registry.prompts import publish_prompt, read_prompt_record
+from llm_assets.registry.prompts import load_prompt, publish_prompt, read_prompt_record, write_prompt_record
 from llm_assets.registry.tracking_store import TrackingStore
 from llm_assets.resources.artifact_store import ArtifactStore
 from llm_assets.resources.tracking import MLflowTracking
@@ -50,9 +50,23 @@ def test_an_alias_means_one_version_from_the_conversations_to_the_questions_at_i
         )
         chat = store.open(instance, LINEAGE.key("chat_dataset")).path
         inputs = store.open(instance, LINEAGE.key("inference_inputs"), "p").path
+        promoted = tmp_path / "champion"
+        promoted.mkdir()
+        write_prompt_record(promoted, [load_prompt("prompts:/ask@live", registry)])
+        dg.materialize([standing_in(LINEAGE.key("champion"), promoted)], instance=instance, resources=resources)
+        dg.materialize(
+            assets,
+            selection=[LINEAGE.key("inference_inputs")],
+            partition_key="p",
+            instance=instance,
+            resources=resources,
+        )
+        asked_by_champion = store.open(instance, LINEAGE.key("inference_inputs"), "p").path
 
     metadata = made.get_asset_materialization_events()[-1].step_materialization_data.materialization.metadata
     assert metadata["prompt_ask"].value == "prompts:/ask/1"
     assert [prompt.uri for prompt in read_prompt_record(chat)] == ["prompts:/ask/1"]
     assert pq.read_table(chat / "train.parquet")["messages"][0].as_py()[0]["content"].startswith("First: what is ")
     assert pq.read_table(inputs / "rows.parquet")["messages"][0].as_py()[0]["content"] == "First: what is new?"
+    messages = pq.read_table(asked_by_champion / "rows.parquet")["messages"][0].as_py()
+    assert messages[0]["content"] == "Second: what is new?"  # a promoted version is asked in its own prompt

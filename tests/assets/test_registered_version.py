@@ -1,6 +1,7 @@
 """Registration and promotion in Dagster, on an MLflow database of their own."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,26 @@ def test_only_chosen_variants_are_stored(home: Home):
     run = home.register(RegistryConfig(name="merged_only", variants=()))
     record = json.loads((Path(metadata_of(run)["path"]) / "registered.json").read_text())
     assert record["variants"] == {}
+
+
+def test_an_evaluation_of_an_earlier_model_is_not_registered(home: Home, published: PublishedLineage, tmp_path: Path):
+    def merged(directory: Path) -> dg.AssetsDefinition:
+        return standing_in(LINEAGE.key("merged_model"), directory)
+
+    evaluated = standing_in(
+        LINEAGE.key("evaluation"), published.base.parent / "evaluation", [LINEAGE.key("merged_model")]
+    )
+    other = tmp_path / "merged"
+    shutil.copytree(published.merged, other)
+    (other / "merge.json").write_text("{}")
+    home.run([merged(published.merged), evaluated])
+    home.run([merged(other)])
+    run = home.register(RegistryConfig(name="mixed"))
+    (failure,) = [event for event in run.all_events if event.is_step_failure]
+    told = str(failure.step_failure_data.error)
+    assert "evaluation was made from merged_model" in told
+    assert "Materialize evaluation and what follows it again" in told
+    assert not home.tracking.store().client().search_registered_models("name = 'mixed'")
+
+    home.run([merged(published.merged)])  # made again with the bytes that were evaluated
+    assert home.register(RegistryConfig(name="mixed")).success

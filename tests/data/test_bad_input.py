@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_assets.data.ingestion import REFUSED_ROWS, ROWS, TooManyRowsRefused, ingest
+from llm_assets.data.nested import nested_columns, opened
 from llm_assets.data.reading import batches, json_rows
 from llm_assets.data.sources import SourceConfig, SourceEmpty, SourceUnreadable
 
@@ -240,3 +242,40 @@ def test_a_conversation_of_a_hundred_thousand_turns_is_one_row(tmp_path: Path):
     content = json.dumps({"q": "one", "messages": turns}).encode() + b"\n" + GOOD
     questions, refused = read(tmp_path, "a.jsonl", content)
     assert (questions, refused) == (["one", "one"], [])
+
+
+def test_parquet_text_that_is_not_utf8_costs_its_row(tmp_path: Path):
+    texts = pa.array([b"one", b"zw\xf6lf", b"three"], pa.binary())
+    damaged = pa.StringArray.from_buffers(3, texts.buffers()[1], texts.buffers()[2])
+    file = BytesIO()
+    pq.write_table(pa.table({"q": damaged, "n": [1, 2, 3]}), file)
+    questions, refused = read(tmp_path, "a.parquet", file.getvalue())
+    assert questions == ["one", "three"] and refused == [("a.parquet", 2, "bad_encoding")]
+
+
+def test_a_parquet_type_that_cannot_be_read_is_named(tmp_path: Path):
+    file = BytesIO()
+    pq.write_table(pa.table({"q": ["one"], "half": pa.array([1], pa.float16())}), file)
+    with pytest.raises(SourceUnreadable, match=r"has a type that cannot be read.*float32"):
+        read(tmp_path, "a.parquet", file.getvalue())
+
+
+def test_objects_without_a_key_and_columns_of_any_name_are_rows(tmp_path: Path):
+    assert read(tmp_path, "a.jsonl", GOOD + b"{}\n" * 2)[0] == ["one", None, None]
+    assert read(tmp_path, "b.jsonl", b'{"draw priority": "x", "q": "one"}\n')[0] == ["one"]
+    (tmp_path / "c.jsonl").write_bytes(b"{}\n{}\n")
+    assert ingest([SourceConfig(path=str(tmp_path / "c.jsonl"))], (), tmp_path / "out", log=lambda _: None).rows == 2
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_list_keeps_being_one_and_text_that_looks_like_one_does_not_become_one(tmp_path: Path, suffix: str):
+    rows = [{"q": "a", "listed": ["x"], "written": '["x"]'}, {"q": "b", "listed": None, "written": None}]
+    file = BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode() if suffix == "jsonl" else file.getvalue()
+    read(tmp_path, f"a.{suffix}", content)
+    table = pq.read_table(tmp_path / "out" / ROWS)
+    assert nested_columns(table.schema) == ["listed"]
+    assert table["listed"].to_pylist() == table["written"].to_pylist() == ['["x"]', None]
+    first, second = (opened(row, nested_columns(table.schema)) for row in table.to_pylist())
+    assert (first["listed"], first["written"], second["listed"]) == (["x"], '["x"]', None)

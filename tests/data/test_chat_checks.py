@@ -106,3 +106,19 @@ def test_drop_share_fails_when_too_many_rows_went():
 def test_drop_share_fails_when_a_row_is_unaccounted_for():
     result = drop_share({**REPORT, "kept": 5}, 0.5)
     assert not result.passed and result.numbers["unaccounted"] == 1
+
+
+def test_leakage_fails_on_a_group_that_stands_in_two_splits(tmp_path: Path):
+    chat = write(tmp_path, train=[asked("a"), asked("b")], test=[asked("c"), asked("d")])
+    raw = tmp_path / "rows.parquet"
+
+    def leakage(*authors: str | None):
+        ids = ["train0", "train1", "test0", "test1"]
+        pq.write_table(pa.table({"row_id": ids, "the author": pa.array(authors, pa.string())}), raw)
+        return no_split_leakage(chat, 0.9, 1.0, raw, "the author")
+
+    assert leakage("x", "x", "y", "y").passed
+    assert leakage("x", None, "y", None).passed
+    torn = leakage("x", "y", "x", "z")
+    assert not torn.passed and torn.numbers["torn_groups"] == 1
+    assert torn.rows[0] == {"row_id": "test0", "split": "test, train", "also_in": "", "as": "the author x"}

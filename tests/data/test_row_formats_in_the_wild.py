@@ -80,9 +80,11 @@ def test_a_question_over_a_create_table_is_text_to_sql():
 @pytest.mark.parametrize(
     ("row", "remedy"),
     [
-        ({"text": "### Human: Hi ### Assistant: Yo"}, "split them into columns first"),
+        ({"text": "### Human: Hi ### Assistant: Yo"}, "type: transcript, text_column: text"),
+        ({"system": "SYSTEM: x", "chat": "USER: Hi\n\nASSISTANT: Yo"}, "type: transcript, text_column: chat"),
+        ({"data": [{"instruction": "Hi", "output": "Yo"}]}, "write the list of rows as the file"),
         ({"prompt": "Hi", "chosen": TURNS, "rejected": TURNS}, "messages_column: chosen"),
-        ({"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}, "join each thread"),
+        ({"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}, "threads: {keep: best}"),
         ({"title": "a", "body": "b"}, "type: prompt_template"),
     ],
 )
@@ -195,11 +197,77 @@ def test_arguments_that_are_no_object_and_older_function_calls_are_told_apart():
         conversation(asked({"function_call": {"name": "f", "arguments": "[1]"}}), OpenAIMessagesFormat())
 
 
-def test_a_turn_marked_as_not_to_be_learned_refuses_its_row():
-    turns = [TURNS[0], {**TURNS[1], "weight": 0}]
-    with pytest.raises(RowRefused, match="unlearned_turn: turn 2 has weight 0"):
-        conversation({"messages": turns}, OpenAIMessagesFormat())
-    assert conversation({"messages": [TURNS[0], {**TURNS[1], "weight": 1}]}, OpenAIMessagesFormat()).messages
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"training": 0}])
+def test_an_answer_marked_as_not_to_be_learned_keeps_the_mark(flag: dict):
+    turns = [{**TURNS[0], **flag}, {**TURNS[1], **flag}, *TURNS]
+    messages = conversation({"messages": turns}, AutoFormat()).messages
+    assert [turn["train"] for turn in messages] == [None, False, None, None]
+
+
+@pytest.mark.parametrize("flag", [{"weight": 1}, {"weight": None}, {"train": True}, {"loss": float("nan")}])
+def test_an_answer_marked_as_to_be_learned_is_like_one_without_a_mark(flag: dict):
+    row = {"messages": [TURNS[0], {**TURNS[1], **flag}]}
+    assert conversation(row, OpenAIMessagesFormat()) == conversation({"messages": TURNS}, OpenAIMessagesFormat())
+
+
+def test_what_would_change_an_answer_without_a_word_is_refused():
+    with pytest.raises(RowRefused, match=r"partial_weight: turn 2 has weight 0\.5"):
+        conversation({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, OpenAIMessagesFormat())
+    thinking = {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "Hm."}]}
+    with pytest.raises(RowRefused, match="thoughts_apart: turn 2 has its thoughts in 'reasoning_content'"):
+        conversation(thinking, OpenAIMessagesFormat())
+    for format in (AutoFormat, OpenAIMessagesFormat):
+        assert said(conversation(thinking, format(thoughts="leave_out")).messages) == ASKED_AND_ANSWERED
+        thought = conversation(thinking, format(thoughts="think_tags")).messages
+        assert said(thought)[1][1] == "<think>\nHm.\n</think>\n\nYo"
+    learned, context = TURNS[1], {**TURNS[1], "train": False}
+    apart = conversation({"messages": [TURNS[0], learned, context]}, OpenAIMessagesFormat(repair=("join_same_role",)))
+    assert [turn["train"] for turn in apart.messages] == [None, None, False]
+
+
+@pytest.mark.parametrize("column", ["data", "conversations", "messages"])
+def test_texts_in_turn_are_a_conversation(column: str):
+    row = {"id": "1", column: ["Hi", "Yo", "More", "No"]}
+    found = conversation(row, AutoFormat())
+    assert [turn["role"] for turn in found.messages] == ["user", "assistant"] * 2
+    assert said(found.messages)[:2] == ASKED_AND_ANSWERED
+
+
+@pytest.mark.parametrize(
+    "answers", ['[{"name": "f", "arguments": {"x": 1}}]', [{"name": "f", "arguments": '{"x": 1}'}]]
+)
+def test_calls_that_are_the_answer_column_are_calls_where_the_row_offers_tools(answers):
+    row = {"query": "Weather?", "answers": answers, "tools": '[{"name": "f"}]'}
+    found = conversation(row, AutoFormat())
+    assert json.loads(found.messages[1]["tool_calls"] or "")[0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert json.loads(found.tools or "")[0]["function"] == {"name": "f"}
+    if isinstance(answers, str):
+        assert conversation({**row, "tools": None}, AutoFormat()).messages[1]["content"] == answers
+
+
+def test_earlier_exchanges_beside_a_question_are_not_lost():
+    row = {"query": "More", "response": "No", "history": [["Hi", "Yo"]]}
+    assert said(conversation(row, AutoFormat()).messages) == [
+        *ASKED_AND_ANSWERED,
+        ("user", "More"),
+        ("assistant", "No"),
+    ]
+    assert said(conversation({**row, "history": None}, AutoFormat()).messages)[0] == ("user", "More")
+
+
+def test_functions_of_older_files_are_tools():
+    row = {"messages": TURNS, "functions": [{"name": "f"}]}
+    assert "f" in (conversation(row, OpenAIMessagesFormat()).tools or "") and prompt_tools(row, AutoFormat())
+
+
+def test_a_list_or_an_object_where_an_answer_should_be_is_refused_and_another_column_taken_first():
+    with pytest.raises(RowRefused, match="not_text: column 'output' holds a list"):
+        conversation({"instruction": "Hi", "output": ["Yo", "No"]}, AutoFormat())
+    with pytest.raises(RowRefused, match="not_text: column 'answers' holds an object"):
+        conversation({"question": "Hi", "context": "x", "answers": {"text": ["Yo"]}}, AutoFormat())
+    spider = {"question": "Hi", "sql": {"select": []}, "query": "Yo"}
+    assert said(conversation(spider, AutoFormat()).messages) == ASKED_AND_ANSWERED
+    assert said(conversation({"question": "Hi", "output": [], "sql": "Yo"}, AutoFormat()).messages)[1][1] == "Yo"
 
 
 @pytest.mark.parametrize(

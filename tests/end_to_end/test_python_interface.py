@@ -70,7 +70,7 @@ def test_the_same_lineage_by_arguments_is_only_read_again(told, demo):
 
 
 def test_the_registered_version_is_told_and_answers_a_file(told, demo):
-    assert told["info"] == [told["version"], "merged", "w4a16", "fp8_dynamic", "gguf_q8_0"]
+    assert told["info"] == [told["version"], "merged", "fp8_dynamic", "gguf_q8_0", "w4a16"]
     assert told["max_new_tokens"] == [96, "registered version"]
     answers = pq.read_table(demo.directory / "asked.parquet")
     assert told["rows"] == [answers.num_rows, 0]

@@ -22,19 +22,25 @@ CONFIG = LineageConfig.model_validate(
 )
 
 
-def made(name: str, upstream: list[str], metadata: dict[str, Any]) -> dg.AssetsDefinition:
+def made(
+    name: str, upstream: list[str], metadata: dict[str, Any], data_version: str | None = None
+) -> dg.AssetsDefinition:
     @dg.asset(key=["orders", name], deps=[["orders", other] for other in upstream])
     def stand_in(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         context.log.info(f"making {name}")
-        return dg.MaterializeResult(metadata=metadata)
+        return dg.MaterializeResult(
+            metadata=metadata, data_version=dg.DataVersion(data_version) if data_version else None
+        )
 
     return stand_in
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    ingested = made("raw_dataset", [], {}, data_version="the same rows")
     assets = [
-        made("lora_adapter", [], {"final_loss": 0.25, "evaluation_loss": 0.5}),
+        ingested,
+        made("lora_adapter", ["raw_dataset"], {"final_loss": 0.25, "evaluation_loss": 0.5}),
         made(
             "registered_version",
             ["lora_adapter"],
@@ -50,7 +56,7 @@ def defs() -> dg.Definitions:
     train = dg.define_asset_job("orders_train", [asset.key for asset in assets], metadata=metadata)
     return dg.Definitions(
         assets=assets,
-        jobs=[train, build_inference_job("orders", metadata)],
+        jobs=[train, dg.define_asset_job("orders_ingest", [ingested.key]), build_inference_job("orders", metadata)],
         executor=dg.in_process_executor,
         resources={"worker": Worker(), "tracking": MLflowTracking()},
     )

@@ -13,9 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_assets import DataConfig, run_fine_tuning, run_inference
+from llm_assets.components.published import without_passwords
 from llm_assets.interface.arguments import ArgumentsInvalid
-from llm_assets.interface.deployed import DiffersFromDeployed, NotDeployed, RemoteRunFailed, differences
-from llm_assets.interface.graphql import DagsterUnreachable
+from llm_assets.interface.deployed import (
+    DiffersFromDeployed,
+    NotDeployed,
+    RemoteRunFailed,
+    differences,
+    pending,
+    refuse_differences,
+)
+from llm_assets.interface.graphql import DagsterAPI, DagsterUnreachable, RemoteAsset
 from llm_assets.registry.tracking_store import TrackingStore
 
 PROJECT = Path(__file__).parents[2]
@@ -78,7 +86,7 @@ def dagster_url(home: Path, deployment: tuple[str, Path]) -> str:
     return deployment[0]
 
 
-def test_a_deployed_lineage_is_run_followed_and_told_as_a_local_one(dagster_url, deployment):
+def test_a_deployed_lineage_is_made_and_told_and_a_second_call_makes_only_what_changed(dagster_url, deployment):
     lines = []
     done = run_fine_tuning(
         training_table_name="prod.sql.examples",
@@ -97,6 +105,27 @@ def test_a_deployed_lineage_is_run_followed_and_told_as_a_local_one(dagster_url,
     assert any("orders/lora_adapter: making lora_adapter" in line for line in lines)
     assert [line for line in lines if line.startswith("✓")][-1] == "✓ orders/champion"
     assert "version 3" in repr(done)
+
+    lines.clear()
+    again = run_fine_tuning(
+        model_name="prod.sql.orders", trigger_remote=True, dagster_url=dagster_url, log=lines.append
+    )
+    assert [line for line in lines if line.startswith("✓")] == ["✓ orders/raw_dataset"]  # the sources are read again
+    assert "orders: everything is made and green" in lines
+    assert (again.model_version, again.training_loss) == ("3", 0.25)
+
+
+def test_what_is_stale_or_red_is_made_again_with_everything_below():
+    def asset(key, upstream=(), is_current=True):
+        return RemoteAsset(key, tuple(upstream), is_made=True, is_current=is_current, metadata={})
+
+    assets = [asset("a"), asset("b", "a", is_current=False), asset("c", "b"), asset("d", "c"), asset("e", "a")]
+    assert pending(assets) == ["b", "c", "d"]
+    red = {"assetKey": {"path": ["a"]}, "dependencyKeys": [], "staleStatus": "FRESH", "assetMaterializations": []}
+    for verdict, current in (("SUCCEEDED", True), ("FAILED", False), (None, False), ("EXECUTION_FAILED", False)):
+        execution = verdict and {"status": verdict, "evaluation": {"severity": "ERROR"}}
+        node = red | {"assetChecksOrError": {"checks": [{"executionForLatestMaterialization": execution}]}}
+        assert RemoteAsset.read(node).is_current is current, verdict
 
 
 def test_arguments_that_differ_from_the_deployed_lineage_are_refused_by_name(dagster_url):
@@ -168,3 +197,26 @@ def test_differences_are_found_at_any_depth():
     assert list(differences({"a": {"b": 1}}, deployed)) == []
     assert list(differences({"a": {"c": [1, {"d": 3}]}, "e": "y"}, deployed)) == [("a.c[1].d", 3, 2), ("e", "y", "x")]
     assert list(differences({"a": {"c": [1]}}, deployed)) == [("a.c", [1], [1, {"d": 2}])]
+
+
+def test_passwords_and_signatures_are_no_difference_and_in_no_message():
+    deployed = without_passwords(
+        {"model": "m", "sources": [{"path": "https://me:hunter2@host/rows.parquet?sig=hunter2"}]}
+    )
+    assert "hunter2" not in str(deployed) and "me:" not in str(deployed)
+    same = {"sources": [{"path": "https://me:hunter2@host/rows.parquet?sig=hunter2"}]}
+    refuse_differences(without_passwords(same), deployed)
+    other = {"sources": [{"path": "https://me:hunter2@host/others.parquet?v=2&X-Amz-Signature=hunter2"}]}
+    with pytest.raises(
+        DiffersFromDeployed, match=r"asked 'https://host/others.parquet\?v=2&X-Amz-Signature=…'"
+    ) as told:
+        refuse_differences(without_passwords(other), deployed)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_login_in_the_url_becomes_a_header_and_is_in_no_message(home):
+    api = DagsterAPI.resolve("http://me:hunt%40er2@127.0.0.1:9/")
+    assert (api.url, api.authorization) == ("http://127.0.0.1:9", "Basic bWU6aHVudEBlcjI=")  # me:hunt@er2
+    with pytest.raises(DagsterUnreachable, match="Connection refused") as refused:
+        api.jobs()
+    assert "hunt" not in str(refused.value) + repr(api) and "bWU6" not in repr(api)

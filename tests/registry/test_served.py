@@ -7,21 +7,27 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mlflow_processes import model_server, tracking_server
+import uvicorn
+from mlflow_processes import free_port, model_server, tracking_server
 from published_lineage import PublishedLineage, empty_database, write_evaluation
 
+from llm_assets import get_model_info
 from llm_assets.core import CheckResult
-from llm_assets.engine.tasks import GenerationConfig, read_answers, write_requests
+from llm_assets.engine.job import engine_python
+from llm_assets.engine.local import run_tasks
+from llm_assets.engine.tasks import EngineConfig, GenerationConfig, GenerationTask, read_answers, write_requests
 from llm_assets.evaluation.held_out import read_held_out
 from llm_assets.evaluation.hf_generation import generate_with_transformers
 from llm_assets.evaluation.scoreboard import ANSWER_ROWS
@@ -36,6 +42,8 @@ from llm_assets.registry.tracking_store import TrackingStore
 from llm_assets.registry.versions import load_version
 
 QUESTION = "how many orders are there?"
+CHAT = [{"role": "user", "content": QUESTION}]
+LONGER = [{"role": "system", "content": "Answer in SQL."}, *CHAT]
 SAMPLED = {"temperature": 0.7, "max_tokens": 4, "stop": [";"], "candidate_count": 2}
 
 
@@ -167,6 +175,52 @@ def test_a_clean_process_with_the_registry_and_a_name_gives_the_evaluated_answer
     assert len(evaluated) == 6 and answered == evaluated
 
 
+def test_a_name_on_a_server_is_told(served: Served):
+    info = get_model_info("orders", tracking_uri=served.store.tracking_uri)
+    assert (info.version, info.variants, info.generation["max_new_tokens"]) == ("1", ("merged", "gguf_q8_0"), 7)
+    assert "prompts:/ask_orders/1" in repr(info)
+
+
+ASKED_BY_NAME = """
+import json, sys
+from llm_assets import run_inference
+asked = {"input_source": sys.argv[1], "format": {"type": "openai_messages"}, "threads": 1, "log": lambda line: None}
+done = run_inference(model_name="orders", variant="gguf_q8_0", **asked)
+print(json.dumps(done.table()["completion"].to_pylist()))
+"""
+
+
+def test_a_quantized_variant_answers_by_name_what_it_was_evaluated_with(
+    served: Served, lineage: PublishedLineage, tmp_path: Path
+):
+    held_out = read_held_out(lineage.chat, lineage.tokenized, rows=10, seed=0)
+    write_requests(tmp_path / "requests.parquet", held_out.row_ids, held_out.prompt_token_ids)
+    task = GenerationTask("gguf", lineage.variant, "llama_cpp", tmp_path / "requests.parquet", tmp_path / "answers")
+    run_tasks(None, [task], GenerationConfig(max_new_tokens=7, stop=(";",)), EngineConfig(threads=1), lambda _: None)
+    evaluated = {row["row_id"]: row["completion"] for row in read_answers(tmp_path / "answers").to_pylist()}
+    test_rows = lineage.chat / "test.parquet"
+    engine = str(engine_python())
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED_BY_NAME, str(test_rows)],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ["HOME"],
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "MLFLOW_TRACKING_URI": served.store.tracking_uri,
+            "LLM_ASSETS_ENGINE_PYTHON": engine,
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answered = json.loads(done.stdout.splitlines()[-1])
+    assert answered == [evaluated[row_id] for row_id in pq.read_table(test_rows)["row_id"].to_pylist()]
+    assert any(answered)
+
+
 # --- over HTTP -------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +292,23 @@ def loaded_as(served: Served, name: str, **shape: Any) -> Any:
     return mlflow.pyfunc.load_model(f"models:/{name}/1")
 
 
+@pytest.fixture(scope="module")
+def chat_invocations(served: Served) -> Iterator[str]:
+    """MLflow's model server with a chat version, in a thread of this process."""
+    from mlflow.pyfunc.scoring_server import init
+
+    chat = loaded_as(served, "orders_chat_served", task="llm/v1/chat", input_columns={"messages": "messages"})
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(init(chat), host="127.0.0.1", port=port, log_level="error"))
+    thread = Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}/invocations"
+    server.should_exit = True
+    thread.join()
+
+
 def test_a_chat_version_takes_messages_and_gives_chat_completions(served: Served):
     chat = loaded_as(served, "orders_chat", task="llm/v1/chat", input_columns={"messages": "messages"})
     messages = [{"role": "user", "content": QUESTION}]
@@ -246,6 +317,33 @@ def test_a_chat_version_takes_messages_and_gives_chat_completions(served: Served
     assert [choice["finish_reason"] for choice in completion["choices"]] == ["length", "length"]
     assert completion["usage"]["completion_tokens"] == 6
     assert chat.metadata.metadata["task"] == "llm/v1/chat"
+
+
+@pytest.mark.parametrize(
+    ("form", "answers"),
+    [
+        ({"dataframe_split": {"columns": ["messages"], "data": [[CHAT], [LONGER]]}}, 2),
+        ({"dataframe_records": [{"messages": CHAT}, {"messages": LONGER}]}, 2),
+        ({"instances": [CHAT, LONGER]}, 2),
+        ({"instances": [{"messages": LONGER}, {"messages": LONGER}]}, 2),
+        ({"inputs": [{"messages": CHAT}, {"messages": LONGER}]}, 2),
+        ({"inputs": {"messages": [CHAT, LONGER]}}, 2),
+        ({"inputs": {"messages": LONGER}}, 1),
+    ],
+    ids=lambda form: next(iter(form)) if isinstance(form, dict) else "",
+)
+def test_a_chat_version_answers_each_payload_form(chat_invocations: str, form: dict[str, Any], answers: int):
+    status, told = ask(chat_invocations, {**form, "params": {**SAMPLED, "candidate_count": 1}})
+    assert status == 200, told
+    assert [completion["object"] for completion in told["predictions"]] == ["chat.completion"] * answers
+    prompts = [completion["usage"]["prompt_tokens"] for completion in told["predictions"]]
+    assert len(set(prompts)) == answers or form == {"instances": [{"messages": LONGER}] * 2}
+
+
+def test_messages_that_are_none_get_400_and_what_to_send(chat_invocations: str):
+    for wrong in ([{"role": "user"}], ["text"], [{"role": "user", "content": 5}], "text"):
+        status, told = ask(chat_invocations, {"dataframe_records": [{"messages": wrong}]})
+        assert status == 400 and "Give a list such as" in told["message"], told
 
 
 def test_a_version_with_columns_is_asked_by_them_and_answers_in_columns(served: Served):

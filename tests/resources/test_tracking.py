@@ -1,12 +1,15 @@
 import multiprocessing
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from published_lineage import empty_database
 
+from llm_assets import get_model_info
 from llm_assets.registry.tracking_store import TrackingStore, TrackingUnavailable, create_database
+from llm_assets.registry.versions import VersionUnknown, load_version
 from llm_assets.resources.tracking import MLflowTracking
 
 
@@ -94,3 +97,29 @@ def test_importing_the_resource_does_not_import_mlflow():
     program = "import sys, llm_assets.resources.tracking, llm_assets.registry.register; print('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_password_in_the_uri_is_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("LLM_ASSETS_HOME", str(tmp_path))
+    uri = "http://bob:hunter2@127.0.0.1:9"
+    with pytest.raises(MlflowException, match=r"127\.0\.0\.1:9") as failed:
+        TrackingStore(uri, "unused").client().search_registered_models()
+    told = "".join(traceback.format_exception(failed.value))
+    with pytest.raises(TrackingUnavailable, match=r"MLflow at http://127.0.0.1:9 does not answer.*MLFLOW_TRACKING_URI"):
+        load_version("orders", "1", uri)
+    with pytest.raises(TrackingUnavailable, match="does not answer") as unreachable:
+        get_model_info("orders", tracking_uri=uri)
+    told += "".join(traceback.format_exception(unreachable.value))
+    assert "hunter2" not in told and "bob" not in told
+
+
+def test_looking_something_up_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("LLM_ASSETS_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(VersionUnknown, match=r"there is no such file\. Set MLFLOW_TRACKING_URI, or LLM_ASSETS_HOME"):
+        get_model_info("orders")
+    assert not (tmp_path / "elsewhere").exists()

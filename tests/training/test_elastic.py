@@ -1,6 +1,5 @@
 """Two processes of a CPU, over gloo, on the real model; what a GPU and a cluster would change is where they meet."""
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -9,38 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaModel
 
-from llm_assets.training import TrainingConfig, elastic
+from llm_assets.training import TrainingConfig, elastic, ranks
 from llm_assets.training.elastic import RankDied, processes_here, require_even_shares
-from llm_assets.training.forking import STACK
-from llm_assets.training.optimizer_step import TrainingDiverged
+from llm_assets.training.optimizer_step import StepRunner, TrainingDiverged
 from llm_assets.training.rendezvous import Rendezvous, rendezvous
-
-
-@pytest.fixture(autouse=True, scope="module")
-def imported():
-    """Processes are forked from this one then, without an import of their own."""
-    for name in STACK:
-        importlib.import_module(name)
-
-
-@pytest.fixture
-def train(tiny_base, dataset, tmp_path):
-    def run(name, config, log=lambda _: None, **options):
-        out, work = tmp_path / f"out-{name}", tmp_path / f"work-{name}"
-        out.mkdir(exist_ok=True)
-        return elastic.train(tiny_base, dataset, out, work, config, log=log, **options), out
-
-    return run
-
-
-@pytest.fixture
-def settings(quick):
-    def make(**changes):
-        together = {"processes": 2, "batch_packs": 2, "accumulation_steps": 2, "report_to": ()}
-        return quick(**{**together, **changes})
-
-    return make
 
 
 def losses(report):
@@ -54,12 +28,12 @@ def ranks_of(parent: int) -> list[int]:
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
-def test_two_processes_have_the_loss_curve_of_one(train, settings, method):
+def test_two_processes_have_the_loss_curve_of_one(train_together, together, method):
     exact = {"method": method, "compute_dtype": "float32", "learning_rate": 1e-3}
-    one, _ = train("one", settings(processes=1, **exact))
+    one, _ = train_together("one", together(processes=1, **exact))
     lines, curves, evaluated = [], [], []
-    two, out = train(
-        "two", settings(**exact), log=lines.append, report=lambda step, found: curves.append(step),
+    two, out = train_together(
+        "two", together(**exact), log=lines.append, report=lambda step, found: curves.append(step),
         on_evaluation=lambda step, loss: evaluated.append(step),
     )  # fmt: skip
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
@@ -71,8 +45,8 @@ def test_two_processes_have_the_loss_curve_of_one(train, settings, method):
     assert (out / "training.json").exists()
 
 
-def test_a_run_whose_process_was_killed_says_its_last_lines_and_continues_to_the_same_losses(train, settings):
-    whole, _ = train("whole", settings(max_steps=6))
+def test_a_run_whose_process_was_killed_says_its_last_lines_and_continues_to_the_same_losses(train_together, together):
+    whole, _ = train_together("whole", together(max_steps=6))
     killed = threading.Event()
 
     def kill_the_second(step, loss):
@@ -82,10 +56,10 @@ def test_a_run_whose_process_was_killed_says_its_last_lines_and_continues_to_the
             time.sleep(1)
 
     with pytest.raises(RankDied, match=r"(?s)Process 1 of the run ended: killed by SIGKILL.*step 2/6: loss "):
-        train("cut", settings(max_steps=6), on_evaluation=kill_the_second)
+        train_together("cut", together(max_steps=6), on_evaluation=kill_the_second)
     assert not multiprocessing.active_children()
     lines = []
-    continued, _ = train("cut", settings(max_steps=6), log=lines.append)
+    continued, _ = train_together("cut", together(max_steps=6), log=lines.append)
     assert any("continuing after step 2 of 6" in line or "continuing after step 4 of 6" in line for line in lines)
     assert losses(continued) == pytest.approx(losses(whole), abs=1e-6)
 
@@ -95,27 +69,57 @@ def join_as_second_machine(job_file: Path, port: str) -> None:
     elastic.join_from(job_file)
 
 
-def test_two_machines_meet_and_have_the_loss_curve_of_one(train, settings, tmp_path, monkeypatch):
-    config = settings(processes=1, method="lora", compute_dtype="float32")
-    one, _ = train("one", config)
+def test_two_machines_meet_and_have_the_loss_curve_of_one(train_together, together, tmp_path, monkeypatch):
+    config = together(processes=1, method="lora", compute_dtype="float32")
+    one, _ = train_together("one", config)
     port = str(rendezvous({}).port)
     job_file = tmp_path / "work-two" / elastic.JOB
     second = multiprocessing.get_context("fork").Process(target=join_as_second_machine, args=(job_file, port))
     second.start()
     for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(f"PET_{name}", value)
-    two, _ = train("two", config)
+    two, _ = train_together("two", config)
     second.join(timeout=60)
     assert second.exitcode == 0
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
 
 
-def test_an_error_of_a_process_is_raised_as_its_own_class(train, settings):
+def test_a_step_out_of_memory_in_one_process_makes_all_of_them_go_on_in_smaller_passes(
+    train_together, together, monkeypatch
+):
+    exact = {"compute_dtype": "float32", "method": "lora", "max_steps": 3, "save_every_steps": 1}
+    whole, _ = train_together("whole", together(**exact))
+    step, plain = StepRunner.step, LlamaModel.forward
+    now = {"step": 0}
+
+    def remember(self, trainer, model, packs):
+        now["step"] = trainer.state.global_step + 1
+        return step(self, trainer, model, packs)
+
+    def forward(self, *args, **inputs):
+        if ranks.rank() == 1 and now["step"] == 2 and torch.is_grad_enabled() and inputs["input_ids"].numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(self, *args, **inputs)
+
+    monkeypatch.setattr(StepRunner, "step", remember)
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    lines = []
+    cut, _ = train_together("cut", together(**exact), log=lines.append)
+    assert (whole.plan.micro_batch_packs, cut.plan.micro_batch_packs, cut.plan.accumulation_steps) == (2, 1, 2)
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+    assert [line for line in lines if "out of memory" in line] == [
+        "step 2 was out of memory with 2 packs per forward pass; from here on 1 packs x 2 passes: the same step, from "
+        "the last checkpoint"
+    ]
+    assert any("continuing after step 1 of 3" in line for line in lines)
+
+
+def test_an_error_of_a_process_is_raised_as_its_own_class(train_together, together):
     with pytest.raises(TrainingDiverged, match="step 1"):
-        train("diverged", settings(alpha=10**38, warmup_share=0))
+        train_together("diverged", together(alpha=10**38, warmup_share=0))
 
 
-def test_what_the_step_raises_at_an_evaluation_ends_the_run(train, settings):
+def test_what_the_step_raises_at_an_evaluation_ends_the_run(train_together, together):
     class Enough(Exception):
         pass
 
@@ -123,7 +127,7 @@ def test_what_the_step_raises_at_an_evaluation_ends_the_run(train, settings):
         raise Enough(f"after step {step}")
 
     with pytest.raises(Enough, match="after step 2"):
-        train("stopped", settings(), on_evaluation=stop)
+        train_together("stopped", together(), on_evaluation=stop)
 
 
 def test_packs_that_do_not_divide_are_refused_with_the_number_that_does():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llm_assets.training.adapted_model import add_adapter, load_base, trained_values, unwrapped
+from llm_assets.training import trained_weights
+from llm_assets.training.adapted_model import add_adapter, load_base, unwrapped
 from llm_assets.training.attention import packed_attention
 from llm_assets.training.memory_need import logit_chunk_labels
 from llm_assets.training.memory_need import trained_values as planned_values
@@ -90,7 +91,7 @@ def test_planned_values_are_those_that_are_trained(tiny_base, changes):
     config = TrainingConfig.model_validate({"rank": 4, **changes})
     ids = (1, 2) if config.trainable_tokens else ()
     model = add_adapter(load_base(tiny_base, config.method, "bfloat16", device="cpu"), config, ids)
-    assert planned_values(ModelShape.read(tiny_base), config) == trained_values(model)
+    assert planned_values(ModelShape.read(tiny_base), config) == trained_weights.count(model)
 
 
 def test_an_8b_model_in_four_bit_weighs_what_its_layers_do():

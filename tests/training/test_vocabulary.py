@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_assets.training import trained_weights
 from llm_assets.training.adapted_model import (
     ADAPTER_FILE,
     add_adapter,
     load_adapted,
     load_base,
     token_ids_of,
-    trained_values,
 )
 from llm_assets.training.base_checks import trained_special_tokens
 from llm_assets.training.loss import evaluation_loss
@@ -50,7 +50,7 @@ CASES = {
 def test_trained_rows_come_back_from_the_saved_adapter(bases, dataset, quick, tmp_path, name):
     kind, changes, values = CASES[name]
     base, config = bases[kind], quick(method="qlora", **changes)
-    plain = trained_values(add_adapter(load_base(base, "qlora", "bfloat16", device="cpu"), quick()))
+    plain = trained_weights.count(add_adapter(load_base(base, "qlora", "bfloat16", device="cpu"), quick()))
     (tmp_path / "out").mkdir()
     report = train_adapter(base, dataset, tmp_path / "out", tmp_path / "work", config, log=lambda _: None)
     saved = load_file(tmp_path / "out" / ADAPTER_FILE)

@@ -18,6 +18,7 @@ from llm_assets.data.formats.prompt_template import (
     resolve_templates,
 )
 from llm_assets.data.formats.row_format import RowFormat, repaired
+from llm_assets.data.formats.transcript import TranscriptFormat
 from llm_assets.data.formats.turn_list import OpenAIMessagesFormat, ShareGPTFormat
 from llm_assets.data.messages import Conversation
 
@@ -33,6 +34,7 @@ __all__ = [
     "TemplateFormat",
     "TemplateUnavailable",
     "TextToSQLFormat",
+    "TranscriptFormat",
     "conversation",
     "described",
     "detect_format",
@@ -49,7 +51,8 @@ FormatConfig = Annotated[
     | ShareGPTFormat
     | AlpacaFormat
     | PromptCompletionFormat
-    | TemplateFormat,
+    | TemplateFormat
+    | TranscriptFormat,
     Field(discriminator="type"),
 ]
 

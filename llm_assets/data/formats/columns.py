@@ -7,12 +7,32 @@ from pydantic import Field, field_validator
 
 from llm_assets.data.formats.placeholders import format_columns
 from llm_assets.data.formats.row_format import RowFormat, cell, exchange, finished, list_cell
-from llm_assets.data.formats.turn_list import OpenAIMessagesFormat
+from llm_assets.data.formats.turn_list import OLDER_TOOLS, OpenAIMessagesFormat
 from llm_assets.data.messages import RowRefused, message
 from llm_assets.data.sql_text import without_inserts
+from llm_assets.data.tool_calls import listed_calls, tagged_calls, tools_text
 
 
-class AlpacaFormat(RowFormat):
+class ColumnsFormat(RowFormat):
+    """A question and an answer in columns of their own, with the tools that the answer may call."""
+
+    tools_column: str = Field(default="tools", description="Column with the tool definitions; need not exist.")
+
+    def tools(self, row: Mapping[str, Any]) -> str | None:
+        """JSON text of the tools a row offers."""
+        return tools_text(row.get(self.tools_column) or row.get(OLDER_TOOLS))
+
+    def answer(self, row: Mapping[str, Any], column: str) -> dict[str, Any]:
+        """The answer as the assistant's message: calls, where it is a list of them and the row offers tools."""
+        value = row.get(column)
+        if not self.tools(row):
+            return message("assistant", cell(row, column))
+        if calls := listed_calls(value):
+            return message("assistant", "", calls)
+        return message("assistant", *tagged_calls(cell(row, column)))
+
+
+class AlpacaFormat(ColumnsFormat):
     """An instruction with an optional input, answered by an output; optional history and system columns."""
 
     type: Literal["alpaca"] = "alpaca"
@@ -40,7 +60,7 @@ class AlpacaFormat(RowFormat):
         """System message and history if any, the instruction with its input, and the output."""
         instruction, context = cell(row, self.instruction_column), cell(row, self.input_column)
         asked = f"{instruction}\n{context}" if context else instruction
-        last = exchange(None, asked, cell(row, self.output_column) if answered else None)
+        last = [message("user", asked)] + ([self.answer(row, self.output_column)] if answered else [])
         earlier = []
         for pair in list_cell(row, self.history_column):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -49,7 +69,7 @@ class AlpacaFormat(RowFormat):
         return finished(earlier + last, cell(row, self.system_column) or self.system, answered=True)
 
 
-class PromptCompletionFormat(RowFormat):
+class PromptCompletionFormat(ColumnsFormat):
     """A prompt and its completion, each a text or a list of messages."""
 
     type: Literal["prompt_completion"] = "prompt_completion"
@@ -69,16 +89,20 @@ class PromptCompletionFormat(RowFormat):
 
     def turns(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
         """The prompt as a user message and the completion as the assistant's, unless they are messages already."""
-        messages = self._part(row, self.prompt_column, "user")
-        messages += self._part(row, self.completion_column, "assistant") if answered else []
+        messages = self._messages(row, self.prompt_column) or [message("user", cell(row, self.prompt_column))]
+        if answered:
+            said = self._messages(row, self.completion_column)
+            messages = messages + (said or [self.answer(row, self.completion_column)])
         return finished(messages, cell(row, self.system_column) or self.system, answered=True)
 
     @staticmethod
-    def _part(row: Mapping[str, Any], column: str, role: str) -> list[dict[str, Any]]:
+    def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+        """The messages a column holds; none where it is a text, or a list of something else."""
         value = row.get(column)
-        if isinstance(value, list) or (isinstance(value, str) and value.startswith("[{") and '"role"' in value):
+        listed = isinstance(value, list) and value and all(isinstance(t, dict) and "role" in t for t in value)
+        if listed or (isinstance(value, str) and value.startswith("[{") and '"role"' in value):
             return OpenAIMessagesFormat(messages_column=column).turns({column: value}, answered=True)
-        return [message(role, cell(row, column))]
+        return []
 
 
 class TextToSQLFormat(RowFormat):

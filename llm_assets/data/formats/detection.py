@@ -10,29 +10,34 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from llm_assets.core import LLMAssetsError
 from llm_assets.data.formats.columns import AlpacaFormat, PromptCompletionFormat, TextToSQLFormat
+from llm_assets.data.formats.known_columns import (
+    ANSWERING,
+    ASKING,
+    CONTENT_KEYS,
+    CONTEXT,
+    ROLE_KEYS,
+    SCHEMA,
+    SYSTEM,
+    TOOLS,
+    TURN_COLUMNS,
+    VAGUE,
+    unknown_columns,
+)
 from llm_assets.data.formats.row_format import RowFormat
-from llm_assets.data.formats.turn_list import OpenAIMessagesFormat, ShareGPTFormat
+from llm_assets.data.formats.turn_list import (
+    THOUGHTS_DESCRIPTION,
+    OpenAIMessagesFormat,
+    ShareGPTFormat,
+    Thoughts,
+    TurnListFormat,
+)
 from llm_assets.data.messages import RowRefused
 
-TURN_COLUMNS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
-TOOLS = "tools"
-ASKING = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
-ANSWERING = ("completion", "response", "output", "answer", "solution", "target", "targets", "sql", "query", "reply")
-CONTEXT = ("input", "context")  # what an instruction is about
-SYSTEM = ("system", "system_prompt")
-SCHEMA = ("sql_context", "context", "schema", "create_table", "ddl")
 DDL = re.compile(r"\bCREATE\s+(?:TEMP\w*\s+)?TABLE\b", re.IGNORECASE)
-REMEDIES = (
-    ({"chosen"}, "Rows of preference pairs: read the preferred answer with type: openai_messages, "
-                 "messages_column: chosen, or type: prompt_completion, completion_column: chosen."),
-    ({"message_id", "parent_id"}, "Rows of single messages in reply trees: join each thread into one row first."),
-    ({"data"}, "If the file is one object around its rows, write the list of rows as the file instead."),
-    ({"text"}, "Rows of running text hold no question and answer: split them into columns first, or write the "
-               "messages with type: prompt_template."),
-)  # fmt: skip
 
 
 class FormatUnknown(LLMAssetsError):
@@ -43,6 +48,7 @@ class AutoFormat(RowFormat):
     """Whatever format reads the row: messages, ShareGPT, Alpaca, prompt and completion, or text-to-SQL."""
 
     type: Literal["auto"] = "auto"
+    thoughts: Thoughts = Field(default="refuse", description=THOUGHTS_DESCRIPTION)
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -56,7 +62,7 @@ class AutoFormat(RowFormat):
 
     def tools(self, row: Mapping[str, Any]) -> str | None:
         """JSON text of the tools a row offers, as the detected format reads them."""
-        if not row.get(TOOLS):
+        if not any(row.get(name) for name in TOOLS):
             return None
         parsed = _with_lists(row)
         return self.format_of(parsed, answered=False).tools(parsed)
@@ -64,9 +70,12 @@ class AutoFormat(RowFormat):
     def format_of(self, row: Mapping[str, Any], answered: bool = True) -> RowFormat:
         """The format of one row; raises `RowRefused` (`no_format`) where none reads it."""
         try:
-            return detect_format(list(row), row, answered=answered, system=self.system)
+            found = detect_format(list(row), row, answered=answered, system=self.system)
         except FormatUnknown as error:
             raise RowRefused("no_format", str(error)) from None
+        if self.thoughts != "refuse" and isinstance(found, TurnListFormat):
+            return found.model_copy(update={"thoughts": self.thoughts})
+        return found
 
 
 def detect_format(
@@ -86,7 +95,14 @@ def detect_format(
     if row is None:
         return _detected(tuple(columns), "role", "content", None, answered, system, named_only=True)
     row = _with_lists(row)
-    filled = tuple(name for name in columns if row.get(name) not in (None, "") and not _mere_text(name, row[name]))
+    try:
+        return _detect_in(row, tuple(c for c in columns if not _is_no_list(c, row.get(c))), answered, system)
+    except FormatUnknown:
+        raise FormatUnknown(unknown_columns(columns)) from None
+
+
+def _detect_in(row: Mapping[str, Any], columns: tuple[str, ...], answered: bool, system: str | None) -> RowFormat:
+    filled = tuple(name for name in columns if row.get(name) not in (None, "") and not _is_no_text(name, row[name]))
     role_key, content_key = _turn_keys(row)
     schema = next((c for c in columns if c.casefold() in SCHEMA and DDL.search(str(row.get(c) or ""))), None)
     try:
@@ -94,7 +110,9 @@ def detect_format(
     except FormatUnknown:  # what the answer should be in may be null: the row is then refused for its empty turn
         if not answered:
             raise
-        whole = _detected(tuple(columns), role_key, content_key, schema, answered, system)
+        whole = _detected(columns, role_key, content_key, schema, answered, system)
+        if any(row.get(name) not in (None, "") for name in whole.answer_columns):
+            return whole
         try:
             return _detected(filled, role_key, content_key, schema, False, system)
         except FormatUnknown:
@@ -124,7 +142,7 @@ def _detected(
         return _turn_list(turns, role_key, content_key, _first(named, SYSTEM), system)
     if asking and (answering or not answered):
         return _columns(named, asking, answering, schema, system)
-    raise FormatUnknown(_unknown(columns))
+    raise FormatUnknown(unknown_columns(columns))
 
 
 def _turn_list(turns: str, role_key: str, content_key: str, system_column: str | None, system: str | None) -> RowFormat:
@@ -146,16 +164,33 @@ def _columns(
     if system_column := _first(named, SYSTEM):
         given["system_column"] = system_column
     context = next((named[n] for n in CONTEXT if n in named and named[n] not in (asking, answering)), None)
-    if asking.casefold() == "instruction" or context:
+    if "history" in named:
+        given["history_column"] = named["history"]
+    if asking.casefold() == "instruction" or context or "history" in named:
         given |= {"instruction_column": asking, **({"output_column": answering} if answering else {})}
         return AlpacaFormat.model_validate({**given, **({"input_column": context} if context else {})})
     answer = {"completion_column": answering} if answering else {}
     return PromptCompletionFormat.model_validate({**given, "prompt_column": asking, **answer})
 
 
-def _mere_text(name: str, value: Any) -> bool:
-    """Whether a column named like a list of turns holds none; text that begins like a list is one gone wrong."""
-    return name.casefold() in TURN_COLUMNS and isinstance(value, str) and not value.lstrip().startswith("[")
+def _is_no_list(name: str, value: Any) -> bool:
+    """Whether a column named like a list of turns holds text; one that begins like a list is a list gone wrong."""
+    name = name.casefold()
+    if name in VAGUE:
+        return not _are_turns(value)
+    return name in TURN_COLUMNS and isinstance(value, str) and value != "" and not value.lstrip().startswith("[")
+
+
+def _is_no_text(name: str, value: Any) -> bool:
+    """Whether a column named like a question or an answer holds a list or an object that is neither."""
+    if not isinstance(value, (list, dict)) or not {name.casefold()} & {*ASKING, *ANSWERING}:
+        return False
+    return not (isinstance(value, list) and value and all(isinstance(item, dict) for item in value))
+
+
+def _are_turns(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, str) or (isinstance(first, dict) and any(key in first for key in ROLE_KEYS))
 
 
 def _with_lists(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,24 +214,12 @@ def _turn_keys(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _turn_column(row: Mapping[str, Any]) -> str | None:
-    return next((name for name in row if name.casefold() in TURN_COLUMNS and row[name]), None)
+    found = [name for name in row if name.casefold() in TURN_COLUMNS and row[name]]
+    return min(found, key=lambda name: TURN_COLUMNS.index(name.casefold()), default=None)
 
 
 def _first(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
     return next((named[name] for name in wanted if name in named), None)
-
-
-def _unknown(columns: Sequence[str]) -> str:
-    remedy = next((text for needed, text in REMEDIES if needed <= {c.casefold() for c in columns}), None)
-    return (
-        f"No format reads the columns {', '.join(columns) or '(none)'}. Known: a list of turns in one of "
-        f"{', '.join(TURN_COLUMNS)}; a question in one of {', '.join(ASKING)} with its answer in one of "
-        f"{', '.join(ANSWERING)}; or sql_context, sql_prompt and sql. "
-        + (
-            remedy
-            or "Name your columns in a format's `…_column` fields, or write the messages with type: prompt_template."
-        )
-    )
 
 
 def described(format: RowFormat) -> str:

@@ -4,6 +4,7 @@ The library never calls the registry: whoever runs it passes a function that loa
 once per run and its version can be recorded. The cost is that a URI's columns are known only then.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llm_assets.core import Config, LLMAssetsError
 from llm_assets.data.formats.placeholders import filled, placeholder_columns
-from llm_assets.data.formats.row_format import RowFormat, cell, finished
+from llm_assets.data.formats.row_format import RowFormat, finished, plain_text
 from llm_assets.data.messages import message
 
 
@@ -87,7 +88,7 @@ class TemplateFormat(RowFormat):
         """The templates, filled in."""
         if self.template is None:
             raise TemplateUnavailable(f"{self.template_file or self.template_uri} is not loaded; see resolve_templates")
-        values = {name: cell(row, name) for name in (*self.prompt_columns, *self.answer_columns)}
+        values = {name: _text(row.get(name)) for name in (*self.prompt_columns, *self.answer_columns)}
         if isinstance(self.template, str):
             messages = [message("user", filled(self.template, values))]
         else:
@@ -162,6 +163,11 @@ def _refuse_missing(format: TemplateFormat, columns: Sequence[str]) -> None:
             f"The template {format.template_uri or format.template_file or ''} names {', '.join(missing)}, which the "
             f"rows do not have. They have: {', '.join(columns)}. Rename in the template, or use the source's `rename`."
         )
+
+
+def _text(value: Any) -> str:
+    """A cell as text; a template that names a list or an object means its JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else plain_text(value)
 
 
 def _texts(template: str | tuple[TemplateTurn, ...] | None) -> list[str]:

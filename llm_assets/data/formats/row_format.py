@@ -77,7 +77,8 @@ def repaired(messages: list[dict[str, Any]], repairs: tuple[Repair, ...], answer
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     joined: list[dict[str, Any]] = []
     for turn in messages:
-        if joined and turn["role"] == joined[-1]["role"] != "tool":
+        same = joined and all(turn[name] == joined[-1][name] for name in ("role", "train"))
+        if same and turn["role"] != "tool":
             joined[-1] = _one_turn(joined[-1], turn)
         else:
             joined.append(turn)
@@ -107,8 +108,16 @@ def finished(messages: list[dict[str, Any]], system: str | None, answered: bool)
 
 
 def cell(row: Mapping[str, Any], column: str) -> str:
-    """A column as text; null and NaN are empty, as is a column the row lacks."""
-    return plain_text(row.get(column))
+    """A column as text; null and NaN are empty, as is a column the row lacks.
+
+    Raises:
+        RowRefused: `not_text`, where a list or an object stands: which part of it is said is not for us to guess.
+    """
+    value = row.get(column)
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise RowRefused("not_text", f"column '{column}' holds {kind}, no text: {str(value)[:120]}")
+    return plain_text(value)
 
 
 def plain_text(value: Any) -> str:

@@ -25,6 +25,16 @@ SPELLINGS: dict[Speaker, str] = {
 }
 KNOWN_TAGS: dict[str, Speaker] = {tag: role for role, tags in SPELLINGS.items() for tag in tags.split()}
 TEXT_PARTS = ("text", "input_text", "output_text")
+SPEAKERS_IN_TURN = ("user", "assistant")
+OLDER_TOOLS = "functions"  # beside `function_call`, before OpenAI had `tools`
+FLAGS = ("train", "weight", "training", "loss")  # of axolotl and OpenAI, of its older files, of ms-swift
+NOT_LEARNED, LEARNED = ("false", "0", "0.0"), ("true", "1", "1.0", "none", "", "nan")
+Thoughts = Literal["refuse", "think_tags", "leave_out"]
+THOUGHTS_DESCRIPTION = (
+    "What becomes of thoughts in a key of their own (reasoning_content): refuse the row, think_tags puts them before "
+    "the answer between <think> and </think>, leave_out trains on the answer alone."
+)
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class TurnListFormat(RowFormat):
@@ -32,6 +42,7 @@ class TurnListFormat(RowFormat):
 
     tools_column: str = Field(default="tools", description="Column with the tool definitions; need not exist.")
     system_column: str = Field(default="system", description="Column with a system message; need not exist.")
+    thoughts: Thoughts = Field(default="refuse", description=THOUGHTS_DESCRIPTION)
     role_key: str = Field(description="Key of a turn's speaker.")
     content_key: str = Field(description="Key of a turn's text.")
     tags: dict[str, Speaker] = Field(
@@ -53,7 +64,11 @@ class TurnListFormat(RowFormat):
     def turns(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
         """The row's turns; unanswered, without a final assistant message."""
         messages: list[dict[str, Any]] = []
-        for number, turn in enumerate(list_cell(row, self.turns_column), start=1):
+        listed = list_cell(row, self.turns_column)
+        if listed and all(isinstance(turn, str) for turn in listed):  # the user begins, and they take turns
+            messages = [message(SPEAKERS_IN_TURN[n % 2], text) for n, text in enumerate(listed)]
+            listed = []
+        for number, turn in enumerate(listed, start=1):
             if not isinstance(turn, dict):
                 raise RowRefused("bad_turns", f"turn {number} is no object: {str(turn)[:120]}")
             messages += self._read(turn, number)
@@ -61,9 +76,10 @@ class TurnListFormat(RowFormat):
 
     def tools(self, row: Mapping[str, Any]) -> str | None:
         """JSON text of the tools a row offers; none where its system message lists them already."""
-        found = tools_text(row.get(self.tools_column))
+        found = tools_text(row.get(self.tools_column) or row.get(OLDER_TOOLS))
         first = list_cell(row, self.turns_column)[:1] if found else []
-        said = cell(row, self.system_column) + (plain_text(first[0].get(self.content_key)) if first else "")
+        said = cell(row, self.system_column)
+        said += _content(first[0].get(self.content_key), "system") if first and isinstance(first[0], dict) else ""
         return None if TOOLS_TAG in said else found
 
     def _read(self, turn: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
@@ -73,14 +89,27 @@ class TurnListFormat(RowFormat):
         role = self.tags.get(tag) or KNOWN_TAGS.get(tag.strip().casefold(), tag)
         content, calls = _content(turn.get(self.content_key), role), None
         if role == "function_call":
-            return [message("assistant", "", tool_calls_text(content))]
+            return [message("assistant", "", tool_calls_text(content), train=_learned(turn, number))]
         if role == "assistant":
-            _refuse_unlearned(turn, number)
+            content = self._with_thoughts(turn, content, number)
             calls = tool_calls_text(turn.get("tool_calls") or turn.get("function_call"))
             content, calls = (content, calls) if calls else tagged_calls(content)
         elif role == "tool":
             content = untagged_result(content)
-        return [message(role, content, calls, _optional(turn.get("tool_call_id")), _optional(turn.get("name")))]
+        train = _learned(turn, number) if role == "assistant" else None
+        return [message(role, content, calls, _optional(turn.get("tool_call_id")), _optional(turn.get("name")), train)]
+
+    def _with_thoughts(self, turn: Mapping[str, Any], content: str, number: int) -> str:
+        """The answer with the thoughts that stand beside it; leaving them out teaches to answer without."""
+        key = next((key for key in THOUGHTS if turn.get(key)), None)
+        if key is None or self.thoughts == "leave_out":
+            return content
+        if self.thoughts == "refuse":
+            raise RowRefused(
+                "thoughts_apart",
+                f"turn {number} has its thoughts in '{key}'; set the format's thoughts to think_tags or leave_out",
+            )
+        return f"<think>\n{plain_text(turn[key]).strip()}\n</think>\n\n{content}"
 
 
 class OpenAIMessagesFormat(TurnListFormat):
@@ -111,21 +140,33 @@ class ShareGPTFormat(TurnListFormat):
         return self.conversations_column
 
 
-def _refuse_unlearned(turn: Mapping[str, Any], number: int) -> None:
-    """A turn that says it must not be learned from; dropping the mark would train on it."""
-    if turn.get("weight") in (0, "0") or turn.get("train") is False:
-        raise RowRefused("unlearned_turn", f"turn {number} has weight 0; conversations learn every assistant turn")
+def _learned(turn: Mapping[str, Any], number: int) -> bool | None:
+    """False for an answer that is not to be learned, by any of the flags that trainers know; None without a word."""
+    for flag in (flag for flag in FLAGS if flag in turn):
+        said = str(turn[flag]).casefold()
+        if said in NOT_LEARNED:
+            return False
+        if said not in LEARNED:
+            raise RowRefused("partial_weight", f"turn {number} has {flag} {said}; an answer is learned or it is not")
+    return None
 
 
 def _content(content: Any, role: str) -> str:
     """Text of a turn: a string, nothing, a list of text parts, or what a tool returned as JSON."""
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") in TEXT_PARTS for p in content):
         return "".join(plain_text(part.get("text")) for part in content)
-    if isinstance(content, dict) or (isinstance(content, list) and role in ("tool", "function_call")):
+    if isinstance(content, (list, dict)) and role in ("tool", "function_call"):
         return json.dumps(content, ensure_ascii=False)
-    if isinstance(content, list):
-        raise RowRefused("not_text", f"a message has parts other than text: {str(content)[:120]}")
+    if isinstance(content, (list, dict)):
+        raise RowRefused("not_text", f"a message of '{role}' has parts other than text: {_kinds(content)}")
     return plain_text(content)
+
+
+def _kinds(content: list[Any] | dict[str, Any]) -> str:
+    """The kinds of parts that are no text, such as image_url; or the content's start where it has none."""
+    parts = content if isinstance(content, list) else [content]
+    named = [str(part.get("type")) for part in parts if isinstance(part, dict) and part.get("type")]
+    return ", ".join(dict.fromkeys(kind for kind in named if kind not in TEXT_PARTS)) or str(content)[:120]
 
 
 def _optional(value: Any) -> str | None:

@@ -16,8 +16,7 @@ import pyarrow as pa
 BATCH_ROWS = 2048
 BATCH_BYTES = 16 * 2**20
 ID_CHARACTERS = 16  # 64 bits of SHA-256: one accidental collision expected beyond four billion rows
-TEXT, WHOLE, DECIMAL, TRUTH = "text", "whole", "decimal", "truth"
-KINDS = {str: TEXT, int: WHOLE, float: DECIMAL, bool: TRUTH}
+TEXT, WHOLE, DECIMAL, TRUTH, NESTED = "text", "whole", "decimal", "truth", "nested"
 LARGEST_WHOLE = 2**63
 
 _nested_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
@@ -49,7 +48,7 @@ class Batch:
     Attributes:
         lines: Line in its file at which each row begins, from 1; the row's number where there are no lines.
         columns: Values as text, null where there is none; every array as long as `lines`.
-        kinds: What the values of a column were: text (also for nested values, as JSON), whole, decimal or truth.
+        kinds: What the values of a column were: text, whole, decimal, truth, or nested, which became JSON text.
         refused: `(line, damage)` of the rows left out.
     """
 
@@ -107,7 +106,7 @@ def as_text(values: list[Any]) -> tuple[pa.Array, frozenset[str]]:
     if types <= {str}:
         return pa.array(values, pa.string()), frozenset((TEXT,) if types else ())
     if types <= {list, dict}:
-        return pa.array([None if v is None else _nested_text(v) for v in values], pa.string()), frozenset((TEXT,))
+        return pa.array([None if v is None else _nested_text(v) for v in values], pa.string()), frozenset((NESTED,))
     found = [_cell(value) for value in values]
     return pa.array([text for text, _ in found], pa.string()), frozenset(kind for _, kind in found if kind)
 
@@ -124,7 +123,7 @@ def _cell(value: Any) -> tuple[str | None, str | None]:
         return str(value), (WHOLE if -LARGEST_WHOLE <= value < LARGEST_WHOLE else TEXT)
     if isinstance(value, float):
         return repr(value), DECIMAL
-    return _nested_text(value), TEXT
+    return _nested_text(value), NESTED if isinstance(value, (list, dict)) else TEXT
 
 
 def _unencodable(row: Mapping[str, Any]) -> Damage | None:

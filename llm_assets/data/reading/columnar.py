@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.data.reading.batches import BATCH_ROWS, Batch, as_text, batched
+from llm_assets.data.reading.batches import BATCH_ROWS, TEXT, Batch, Damage, as_text, batched
+from llm_assets.data.reading.batches import NESTED as NESTED_KIND
 from llm_assets.data.source_files import SourceFile
 from llm_assets.data.sources import URL, SourceConfig, SourceMissing, SourceUnreadable, redacted
 from llm_assets.data.spilling import bounded_connection
@@ -52,6 +53,10 @@ def parquet_batches(file: SourceFile) -> Iterator[Batch]:
             )
             connection.register("rows", reader)
             yield from _relation_batches(connection, "rows")
+    except duckdb.NotImplementedException as error:
+        raise SourceUnreadable(
+            f"{file.path}: a column has a type that cannot be read ({error}). Leave it out, or write it as float32."
+        ) from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise SourceUnreadable(f"{file.path} cannot be read as parquet: {error}. Repair the file.") from error
 
@@ -101,18 +106,45 @@ def _attached_batches(database: str, source: SourceConfig, scratch: Path) -> Ite
 def _relation_batches(connection: duckdb.DuckDBPyConnection, relation: str) -> Iterator[Batch]:
     described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     cells = ", ".join(f"{_value(name, kind)} AS {_name(name)}" for name, kind, *_ in described)
+    nested = {name for name, kind, *_ in described if _is_nested(kind)}
     first = 1
     for batch in connection.sql(f"SELECT {cells} FROM {relation}").to_arrow_reader(BATCH_ROWS):
         columns, kinds = {}, {}
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            columns[name], kinds[name] = _text_column(values)
-        yield Batch(range(first, first + batch.num_rows), columns, kinds)
+            columns[name], kinds[name] = _text_column(values, NESTED_KIND if name in nested else TEXT)
+        yield _decodable(Batch(range(first, first + batch.num_rows), columns, kinds))
         first += batch.num_rows
 
 
-def _text_column(values: pa.Array) -> tuple[pa.Array, frozenset[str]]:
+def _decodable(batch: Batch) -> Batch:
+    """The batch without the rows whose bytes are no text: a file may say UTF-8 and hold something else."""
+    damage: dict[int, Damage] = {}
+    for name, values in batch.columns.items():
+        try:
+            values.validate(full=True)
+        except pa.ArrowInvalid:
+            for at, content in enumerate(values.cast(pa.binary()).to_pylist()):
+                if content is not None and (detail := _not_utf8(content)):
+                    damage[at] = Damage("bad_encoding", f"column '{name}': {detail}", content[:200])
+    if not damage:
+        return batch
+    places = [at for at in range(len(batch.lines)) if at not in damage]
+    columns = {name: values.take(pa.array(places, pa.int64())) for name, values in batch.columns.items()}
+    refused = [(batch.lines[at], why) for at, why in sorted(damage.items())]
+    return Batch([batch.lines[at] for at in places], columns, batch.kinds, refused)
+
+
+def _not_utf8(content: bytes) -> str:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {content[error.start]:#04x} is not utf-8, near {content[max(0, error.start - 20) :][:40]!r}"
+    return ""
+
+
+def _text_column(values: pa.Array, kind: str) -> tuple[pa.Array, frozenset[str]]:
     if pa.types.is_string(values.type):
-        return values, frozenset(("text",) if values.null_count < len(values) else ())
+        return values, frozenset((kind,) if values.null_count < len(values) else ())
     return as_text(values.to_pylist())
 
 
@@ -158,9 +190,13 @@ def _refused_by_database(source: SourceConfig, reason: str) -> LLMAssetsError:
 def _value(name: str, kind: str) -> str:
     """SQL for a column: numbers, booleans and text as they are, nested values as JSON text, the rest as text."""
     column = _name(name)
-    if kind.startswith(NESTED) or kind.endswith("]"):
+    if _is_nested(kind):
         return f"CAST(to_json({column}) AS VARCHAR)"
     return column if kind in KEPT else f"CAST({column} AS VARCHAR)"
+
+
+def _is_nested(kind: str) -> bool:
+    return kind.startswith(NESTED) or kind.endswith("]")
 
 
 def _name(column: str) -> str:
