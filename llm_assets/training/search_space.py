@@ -22,6 +22,8 @@ SET_BY_THE_STUDY = frozenset(
     {"epochs", "max_steps", "evaluate_every_steps", "evaluation_rows", "early_stopping_patience", "max_evaluation_loss"}
 )  # what makes trials comparable: all get the same tokens and the same rows
 
+WITHOUT_EFFECT = frozenset({"processes", "sharding", "report_to", "save_every_steps"})  # on what a trial learns
+
 
 class StudyConfigInvalid(LLMAssetsError):
     """A study searches something it cannot, or leaves out the parameters the YAML already has."""
@@ -179,6 +181,11 @@ def _require_field(name: str) -> None:
         raise StudyConfigInvalid(
             f"study.space names {name}, which the study sets for all trials alike: they compare on the same tokens and "
             "the same validation rows. Use study.budget_share, trial_tokens and evaluations, and search another field."
+        )
+    if name in WITHOUT_EFFECT:
+        raise StudyConfigInvalid(
+            f"study.space names {name}, which changes where and how a run is done and not what it learns: every trial "
+            "would score the same. Search another field."
         )
     if name not in TrainingConfig.model_fields:
         near = get_close_matches(name, TrainingConfig.model_fields, n=3, cutoff=0.5)

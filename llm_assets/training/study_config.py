@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from llm_assets.core import Config
 from llm_assets.training.search_space import (
     SET_BY_THE_STUDY,
+    WITHOUT_EFFECT,
     Choices,
     Range,
     Space,
@@ -57,7 +58,7 @@ class StudyConfig(Config):
             "rank": Choices(choices=(8, 16, 32, 64)),
         },
         description="Any field of training but "
-        f"{', '.join(sorted(SET_BY_THE_STUDY))}, each with {{low, high, log, step}} or {{choices}}.",
+        f"{', '.join(sorted(SET_BY_THE_STUDY | WITHOUT_EFFECT))}, each with {{low, high, log, step}} or {{choices}}.",
     )
     budget_share: float = Field(
         default=0.25, gt=0, le=1, description="Share of the full run's tokens that each trial gets."

@@ -20,6 +20,7 @@ def space(**entries) -> StudyConfig:
             "lerning_rate, which is no field of training. Did you mean learning_rat",
         ),
         ({"zzz": {"choices": [1]}}, "zzz, which is no field of training. Fields are method, rank"),
+        ({"processes": {"choices": [1, 2]}}, "names processes, which changes where and how .* Search another field"),
         ({"max_steps": {"choices": [1, 2]}}, "names max_steps, which the study sets .* search another field"),
         ({"learning_rate": {"low": 0.1, "high": 0.01}}, r"range 0\.1 to 0\.01\. low must be below high"),
         ({"dropout": {"low": 0.0, "high": 0.1, "log": True}}, "above 0 for a log scale"),
