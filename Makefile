@@ -18,9 +18,6 @@ export LLM_ASSETS_HOME ?= $(CURDIR)/.llm_assets
 export OMP_NUM_THREADS ?= 1
 export GOMP_SPINCOUNT ?= 0
 
-# As many tests at a time as there are cores, but each of them may hold a model or an engine: four at most.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-
 BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
 .PHONY: help docs env engine-env demo dev mlflow-ui test test-fast lint format lock bench clean $(BENCHES)
@@ -39,11 +36,14 @@ dev: env engine-env ## Open the Dagster UI on http://localhost:3000
 mlflow-ui: env ## Open the MLflow UI on http://localhost:5000
 	.venv/bin/mlflow server --backend-store-uri sqlite:///$(LLM_ASSETS_HOME)/mlflow.db --port $${PORT:-5000} --workers 1
 
-test: env engine-env ## Run every test; materializes the demo once
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE)
+test: env engine-env ## Run every test; the demo is materialized once, beside the other tests
+	@mkdir -p .pytest_cache; log=.pytest_cache/end_to_end.log; \
+	.venv/bin/python -m pytest tests/end_to_end > $$log 2>&1 & demo=$$!; trap 'kill $$demo' INT TERM; \
+	.venv/bin/python -m pytest --ignore tests/end_to_end; others=$$?; \
+	wait $$demo; demo=$$?; cat .pytest_cache/end_to_end.log; exit $$((others + demo))
 
 test-fast: env engine-env ## Run the tests that do not need the materialized demo
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not end_to_end"
+	.venv/bin/python -m pytest --ignore tests/end_to_end
 
 lint: env ## Check style, types and import contracts
 	.venv/bin/ruff check .

@@ -26,13 +26,7 @@ CORPUS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests share a worker and its fixtures; the demo, the longest of all, begins first."""
-    demo = Path(__file__).parent / "end_to_end"
-    items.sort(key=lambda item: not item.path.is_relative_to(demo))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("demo" if item.path.is_relative_to(demo) else item.path.stem))
     if any(item.get_closest_marker("gpu") for item in items) and not Path("/dev/nvidia0").exists():
         for item in items:
             if item.get_closest_marker("gpu"):
