@@ -1,6 +1,6 @@
-"""One process that takes raw rows to packs, so that its memory is its own: `python -m benchmarks._data_child job.json`.
+"""One stage from raw rows to packs, in a process of its own as its asset has: `python -m benchmarks._data_child job`.
 
-Prints CPU seconds per stage and the peak of its memory as JSON, on the last line.
+Prints the stage's CPU seconds and the peak of the process's memory as JSON, on the last line.
 """
 
 import json
@@ -21,9 +21,10 @@ LENGTH_TOKENS = 1024
 
 
 def main(job_path: str) -> None:
-    """Run the stages of a job: `raw` (a Parquet file), `base`, `out`, and whether to look for near-duplicates."""
+    """Run a job's `stage`, which reads what the stages before left in `out`: `raw` is a Parquet file."""
     job = json.loads(Path(job_path).read_text())
-    spent = raw_to_packs(Path(job["raw"]), Path(job["base"]), Path(job["out"]), near_duplicates=job["near_duplicates"])
+    raw, base, out = (Path(job[name]) for name in ("raw", "base", "out"))
+    spent = raw_to_packs(raw, base, out, near_duplicates=job["near_duplicates"], only=job["stage"])
     print(json.dumps({**spent, "peak_mb": peak_mb()}))
 
 
@@ -33,13 +34,15 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def raw_to_packs(raw: Path, base: Path, out: Path, near_duplicates: bool = False) -> dict[str, float]:
+def raw_to_packs(
+    raw: Path, base: Path, out: Path, near_duplicates: bool = False, only: str | None = None
+) -> dict[str, float]:
     """Write `raw_dataset`, `chat_dataset` and `tokenized_dataset` below `out`; returns CPU seconds of each."""
     format = PromptCompletionFormat()
     curation = CurationConfig(near_duplicates=NearDuplicateConfig() if near_duplicates else None)
     rows, chat, tokens = (out / name for name in ("raw_dataset", "chat_dataset", "tokenized_dataset"))
     for directory in (rows, chat, tokens):
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
     stages: dict[str, Callable[[], Any]] = {
         "ingest": lambda: ingest([SourceConfig(path=str(raw))], required_columns(format), rows, _silent),
         "curate": lambda: build_chat_dataset(rows / ROWS, chat, format, curation, SplitConfig(), log=_silent),
@@ -47,6 +50,8 @@ def raw_to_packs(raw: Path, base: Path, out: Path, near_duplicates: bool = False
     }
     spent = {}
     for name, run in stages.items():
+        if only not in (None, name):
+            continue
         began = time.process_time()
         run()
         spent[name] = time.process_time() - began

@@ -108,8 +108,8 @@ def require_equal(ours: Path, theirs: Path) -> None:
 
 
 def _scale(scratch: Path, base: Path, sizes: tuple[int, int]) -> list[Row]:
-    """Each size in a process of its own, near-duplicates included."""
-    small, large = (_in_child(scratch / str(size), base, size) for size in sizes)
+    """Each stage in a process of its own, as its asset has one; near-duplicates included."""
+    small, large = (_in_children(scratch / str(size), base, size) for size in sizes)
     bounds = {"tokenize": 30.0 * sizes[0] / 100_000, "small": 400.0, "large": 600.0}
     cpu = {name: sum(spent[stage] for stage in STAGES) for name, spent in (("small", small), ("large", large))}
     names = [f"{size:,} rows" for size in sizes]
@@ -134,16 +134,18 @@ def _scale(scratch: Path, base: Path, sizes: tuple[int, int]) -> list[Row]:
 STAGES = ("ingest", "curate", "tokenize")
 
 
-def _in_child(scratch: Path, base: Path, rows: int) -> dict[str, float]:
+def _in_children(scratch: Path, base: Path, rows: int) -> dict[str, float]:
     raw = write_rows(scratch / "rows.parquet", rows)
-    job = {"raw": str(raw), "base": str(base), "out": str(scratch), "near_duplicates": True}
-    (scratch / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "benchmarks._data_child", str(scratch / "job.json")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    spent = json.loads(done.stdout.splitlines()[-1])
-    shown = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
-    print(f"{rows:,} rows: {shown}", flush=True)
-    return spent
+    spent, peaks = {}, {}
+    for stage in STAGES:
+        job = {"raw": str(raw), "base": str(base), "out": str(scratch), "near_duplicates": True, "stage": stage}
+        (scratch / "job.json").write_text(json.dumps(job))
+        command = [sys.executable, "-m", "benchmarks._data_child", str(scratch / "job.json")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        told = json.loads(done.stdout.splitlines()[-1])
+        spent[stage], peaks[stage] = told[stage], told["peak_mb"]
+        print(f"{rows:,} rows: {stage} {spent[stage]:.1f} CPU s, {peaks[stage]:.0f} MB", flush=True)
+    return {**spent, "peak_mb": max(peaks.values())}
 
 
 def _one_percent_new(scratch: Path, base: Path, rounds: int) -> list[Row]:

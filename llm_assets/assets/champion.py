@@ -59,8 +59,10 @@ def build_champion(lineage: Lineage, registry: RegistryConfig, gate: Sequence[dg
         throne = Throne(name, registry.alias, registry, mlflow, checks, tracking.run_tags(context))
         requested = str(config.version) if config.version is not None else None
         recorded = _recorded(context, store, name)
-        unmet = unmet_checks(context.instance, gate)
-        if unmet and not throne.asked(requested, recorded):
+        unmet, asked = unmet_checks(context.instance, gate), throne.asked(requested, recorded)
+        if unmet and (asked is None or not throne.was_promoted(asked)):
+            if recorded and asked and not requested:
+                throne.put_back(recorded)  # the alias was moved in MLflow to a version that no gate has passed
             reason = (
                 f"Not promoted: {len(unmet)} checks have not passed: {', '.join(unmet)}. Fix and materialize those "
                 "assets, then this one. The version in use stays in use."

@@ -78,7 +78,7 @@ def build_tokenized_dataset(lineage: Lineage, tokenization: TokenizationConfig) 
                 LABEL_MASK: label_mask(staged, chat, statistics, bounds),
                 SPECIAL_TOKENS: special_tokens_sound(staged, statistics["end_of_turn_ids"]),
                 TRUNCATION_SHARE: truncation_share(statistics, bounds),
-                TEMPLATE_PARITY: _parity(staged / "tokenizer", samples, worker),
+                TEMPLATE_PARITY: _parity(staged / "tokenizer", base / "config.json", samples, worker),
             }
             artifact = store.publish(context.asset_key, staged)
         return materialized(artifact, _metadata(artifact.path, statistics), checks)
@@ -93,16 +93,16 @@ def _published(context: dg.AssetExecutionContext, store: ArtifactStore) -> Path 
         return None
 
 
-def _parity(tokenizer: Path, samples: Sequence[Sample], worker: Worker) -> CheckResult:
+def _parity(tokenizer: Path, model_config: Path, samples: Sequence[Sample], worker: Worker) -> CheckResult:
     """Compare with both environments; an engine that is only in pods, or nowhere, leaves a warning of its own."""
-    ours, absent, engine = transformers_ids(tokenizer, samples), "", None
+    ours, absent, engine = transformers_ids(tokenizer, samples, model_config), "", None
     if worker.backend == "kubernetes":
         absent = (
             "it runs in pods only. Run `make engine-env` where this step runs and set the worker's backend to local."
         )
     else:
         try:
-            engine = engine_token_ids(worker.python, tokenizer, samples)
+            engine = engine_token_ids(worker.python, tokenizer, samples, model_config)
         except EngineEnvironmentMissing as missing:
             absent = str(missing)
     return template_parity(samples, ours, engine, absent)

@@ -37,13 +37,15 @@ def build_inference_job(model: str, metadata: dict[str, dg.MetadataValue]) -> dg
         """Answer every row of the input once, and put the answers into the output."""
         worker.require()
         request = InferenceRequest.model_validate(context.op_config["request"])
+        registry = tracking.store()
         answers = answer_table(
             request,
             lambda tasks, generation, engine: worker.generate(context, tasks, generation, engine),
             home=Path(os.environ.get("LLM_ASSETS_HOME", ".llm_assets")).absolute(),
             gpus=gpu_names() if worker.backend == "local" else None,
             log=context.log.info,
-            tracking_uri=tracking.store().tracking_uri,
+            tracking_uri=registry.tracking_uri,
+            registry_uri=registry.separate_registry_uri,
         )
         told = result_of(answers)
         return dg.Output(told, metadata={RESULT: dg.MetadataValue.json(told)})

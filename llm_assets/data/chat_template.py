@@ -1,12 +1,11 @@
 """A chat template is the Jinja file that turns messages into text; it is run here exactly as Hugging Face runs it.
 
-Two things differ on purpose: the date is pinned, because a template that prints today's date would make other tokens
-every day, and `{% generation %}` blocks leave marks that the renderer turns into labels. Running it here takes neither
-PyTorch nor transformers, and the check `template_parity` compares the result with theirs.
+One thing differs on purpose: the date is pinned, because a template that prints today's date would make other tokens
+every day. Running it here takes neither PyTorch nor transformers, and the check `template_parity` compares the result
+with theirs.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +26,6 @@ CHATML = Path(__file__).with_name("chatml.jinja")
 FILE = "chat_template.jinja"
 PINNED_DATE = datetime(2024, 7, 26)  # the date Llama 3.1's own template falls back to
 DATE_STRING = PINNED_DATE.strftime("%d %b %Y")
-OPEN, CLOSE = "\ue0f0", "\ue0f1"  # private use: no text has them, and rows that do are refused
 TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -51,14 +49,6 @@ class TemplateInvalid(LLMAssetsError):
 def pinned_strftime(format: str) -> str:
     """`strftime_now` of every rendering: the pinned date."""
     return PINNED_DATE.strftime(format)
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """Text of a conversation, and the character spans its `{% generation %}` blocks wrote."""
-
-    text: str
-    generated: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,24 +80,19 @@ class ChatTemplate:
         _ = template._compiled
         return template
 
-    @property
-    def marks_generation(self) -> bool:
-        """Whether the template says itself which parts the assistant writes."""
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
-    ) -> Rendering:
-        """Render messages as `for_template` gives them.
+    ) -> str:
+        """Text of messages as `for_template` gives them.
 
         Raises:
             RowRefused: `template_refused`, with the template's own words (a role it does not take, say).
         """
         try:
-            marked = self._compiled.render(
+            return self._compiled.render(
                 messages=messages,
                 tools=tools,
                 documents=None,
@@ -118,7 +103,6 @@ class ChatTemplate:
             )
         except TEMPLATE_FAULTS as error:
             raise RowRefused("template_refused", str(error) or type(error).__name__) from None
-        return _without_marks(marked)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -140,33 +124,18 @@ def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` around what the assistant writes."""
+    """`{% generation %}…{% endgeneration %}` around what the assistant writes, which stays as it is."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
 
     @staticmethod
-    def _mark(caller: Callable[[], str]) -> str:
-        return OPEN + caller() + CLOSE
-
-
-def _without_marks(marked: str) -> Rendering:
-    if OPEN not in marked:
-        return Rendering(marked)
-    pieces, spans, length, start = [], [], 0, 0
-    for piece in re.split(f"([{OPEN}{CLOSE}])", marked):
-        if piece == OPEN:
-            start = length
-        elif piece == CLOSE:
-            spans.append((start, length))
-        else:
-            pieces.append(piece)
-            length += len(piece)
-    return Rendering("".join(pieces), tuple(spans))
+    def _written(caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _to_json(

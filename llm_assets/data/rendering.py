@@ -4,18 +4,21 @@
 spans the border of a turn the row is refused with a reason that is counted, never labelled by guess.
 """
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llm_assets.core import LLMAssetsError
 from llm_assets.data.chat_template import ChatTemplate
 from llm_assets.data.messages import RowRefused, for_template, tools_for_template
-from llm_assets.data.turns import RESERVED, Span, TemplateUnsupported, TurnFinder, Turns, any_of
+from llm_assets.data.supervision import Supervise, learned_turns, without_flags
+from llm_assets.data.turn_ends import ANSWER, QUESTION, TemplateUnsupported, TurnEnds, any_of
+from llm_assets.data.turns import Span, TurnFinder, Turns
 from llm_assets.data.words import WordEncoder
 
 if TYPE_CHECKING:
@@ -24,8 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "Conversation", "Encoded", "Renderer", "Supervise", "TemplateUnsupported", "TokenizerMissing"]
 
 IGNORED = -100
-FLAGS = ("train", "weight")
-Supervise = Literal["all_turns", "last_turn"]
+SAID = ("content", "tool_calls", "name", "tool_call_id")  # what a message may bring into the text
 Conversation = tuple[Sequence[Mapping[str, Any]], Any]
 
 
@@ -72,8 +74,8 @@ class Renderer:
         self._added_ids = frozenset(added)
         self._added = any_of(token.content for token in added.values())
         special = [token.content for token in added.values() if token.special]
-        self._control = re.compile("|".join([RESERVED, *map(re.escape, sorted(special, key=len, reverse=True))]))
-        self._turns = TurnFinder(template, (token.content for token in added.values()), special)
+        self._ends = TurnEnds(template, (token.content for token in added.values()), special)
+        self._turns = TurnFinder(template, self._ends)
         self._words = WordEncoder(tokenizer)
         self._verified_tails: dict[str, list[int]] = {}
 
@@ -104,7 +106,7 @@ class Renderer:
     @property
     def end_of_turn_tokens(self) -> tuple[str, ...]:
         """Tokens that end an assistant turn: those the template writes after an answer or a call, then the eos."""
-        return self._turns.end_tokens
+        return self._ends.tokens
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
@@ -115,7 +117,10 @@ class Renderer:
     @cached_property
     def answer_frame(self) -> tuple[str, str]:
         """What the template itself writes in a turn before and after the answer, such as empty thoughts; or nothing."""
-        turns = self._turns.find([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zq"}], None, [1])
+        try:
+            turns = self._turns.find([QUESTION, ANSWER], None, [1])
+        except RowRefused:  # as where the prompt opens a thought that this answer has none of
+            return "", ""
         ((start, end),) = turns.spans
         before, _, after = turns.text[start:end].partition("zq")
         return before, after[: after.rfind(self.end_of_turn_tokens[0])]
@@ -146,7 +151,8 @@ class Renderer:
 
         Reasons: `template_refused` (the template raised), `template_not_prefix_preserving` (the training text does not
         start with the generation prompt's), `template_rewrites_answer` (an answer is not in the text as it is in the
-        row), `template_ignores_tools`, `no_end_of_turn`, `special_token_in_text` (a message spells a control token),
+        row), `template_ignores_tools`, `bad_tools` (a tool has no name), `no_end_of_turn`, `special_token_in_text` (a
+        message spells a control token), `private_characters` (both private planes are used, so no marks are left),
         `tokens_merge` (a token spans the border of a turn), `nothing_to_learn` (no turn is to carry loss).
         """
         rendered = [self._try_turns(messages, tools, supervise) for messages, tools in conversations]
@@ -161,7 +167,7 @@ class Renderer:
         """
         self._refuse_special_tokens(messages, tools)
         listed, listed_tools = without_flags(for_template(messages)), tools_for_template(tools)
-        return self._words.encode(self.template.render(listed, listed_tools, add_generation_prompt=True).text)
+        return self._words.encode(self.template.render(listed, listed_tools, add_generation_prompt=True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids; special tokens are spelled out unless skipped."""
@@ -219,36 +225,20 @@ class Renderer:
             self._verified_tails[tail] = self._words.encode(tail)
         return self._verified_tails[tail]
 
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        return any_of(self._ends.control)
+
     def _refuse_special_tokens(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
         for number, turn in enumerate(messages, start=1):
-            for said in (turn.get("content"), turn.get("tool_calls")):
-                found = self._control.search(said if isinstance(said, str) else str(said)) if said else None
+            for said in map(turn.get, SAID):
+                found = self._control.search(_spelled(said)) if said else None
                 if found:
                     raise RowRefused("special_token_in_text", f"message {number} spells the control token {found[0]!r}")
-        found = self._control.search(tools if isinstance(tools, str) else str(tools)) if tools else None
+        found = self._control.search(_spelled(tools)) if tools else None
         if found:
             raise RowRefused("special_token_in_text", f"the tools spell the control token {found[0]!r}")
 
 
-def learned_turns(messages: Sequence[Mapping[str, Any]], supervise: Supervise) -> list[int]:
-    """Indices of the messages that carry loss.
-
-    Raises:
-        RowRefused: `unanswered` or `nothing_to_learn`.
-    """
-    if not messages or messages[-1]["role"] != "assistant":
-        raise RowRefused("unanswered", "the last message is not the assistant's")
-    turns = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
-    learned = [n for n in (turns[-1:] if supervise == "last_turn" else turns) if _carries_loss(messages[n])]
-    if not learned:
-        raise RowRefused("nothing_to_learn", "no assistant message is to carry loss; see their train or weight flags")
-    return learned
-
-
-def without_flags(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as the template sees them, without what says how they are trained on."""
-    return [{name: value for name, value in turn.items() if name not in FLAGS} for turn in messages]
-
-
-def _carries_loss(turn: Mapping[str, Any]) -> bool:
-    return all(turn.get(flag) not in (False, 0) for flag in FLAGS)
+def _spelled(said: Any) -> str:
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)

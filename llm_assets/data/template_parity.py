@@ -2,21 +2,33 @@
 
 Each side renders the template and encodes the text with its own code and its own release; the engine's runs in its own
 environment. Where that is absent the check says so as a warning of its own, and is not passed.
+
+Which class reads a tokenizer depends on the model's config.json beside it: several named classes rebuild what
+tokenizer.json holds, unless the model is one whose file is to be taken as it is. So both sides load the tokenizer as it
+lies in a served model, beside that configuration.
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm_assets.core import CheckResult
+from llm_assets.core import CheckResult, LLMAssetsError
 from llm_assets.data.chat_template import DATE_STRING, pinned_strftime
 from llm_assets.data.messages import for_template, tools_for_template
-from llm_assets.data.rendering import without_flags
+from llm_assets.data.supervision import without_flags
 from llm_assets.data.token_samples import Sample
 
 SAMPLE_ROWS = 20
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # take tokenizer.json as it is, whatever the model
+
+
+class TokenizerNotLoaded(LLMAssetsError):
+    """transformers cannot load or apply the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +39,60 @@ class TokenIds:
     prompt: list[int]
 
 
-def transformers_ids(tokenizer: Path, samples: Sequence[Sample]) -> list[TokenIds]:
-    """Ids by `apply_chat_template` of this environment's transformers."""
-    reference = _load(tokenizer)
+def transformers_ids(tokenizer: Path, samples: Sequence[Sample], model_config: Path | None = None) -> list[TokenIds]:
+    """Ids by `apply_chat_template` of this environment's transformers.
+
+    Args:
+        tokenizer: Directory with the tokenizer's files and the template.
+        samples: Rows to encode.
+        model_config: `config.json` of the model the tokenizer belongs to, which may decide its class.
+
+    Raises:
+        TokenizerNotLoaded: transformers refuses the tokenizer, or its template.
+    """
     pinned = {"date_string": DATE_STRING, "strftime_now": pinned_strftime, "tokenize": True, "return_dict": False}
     found = []
-    for messages, tools in map(rendered, samples):
-        row = reference.apply_chat_template(messages, tools=tools, **pinned)
-        prompt = reference.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, **pinned)
-        found.append(TokenIds(list(row), list(prompt)))
+    try:
+        with as_served(tokenizer, model_config) as directory:
+            reference = _load(directory)
+        for messages, tools in map(rendered, samples):
+            row = reference.apply_chat_template(messages, tools=tools, **pinned)
+            prompt = reference.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, **pinned)
+            found.append(TokenIds(list(row), list(prompt)))
+    except Exception as error:  # tokenizers raises bare ones
+        raise TokenizerNotLoaded(
+            f"transformers cannot apply the tokenizer of {tokenizer}: {type(error).__name__}: {error}. Name another "
+            "tokenizer_class in the base's tokenizer_config.json (PreTrainedTokenizerFast takes tokenizer.json as it "
+            "is), or save the tokenizer with the installed release."
+        ) from error
     return found
 
 
+@contextmanager
+def as_served(tokenizer: Path, model_config: Path | None) -> Iterator[Path]:
+    """The tokenizer's files beside the model's config.json, as a served model has them, for as long as it is open.
+
+    The two are kept apart in a dataset, where a config.json would overwrite that of the model made from it.
+    """
+    if model_config is None or not model_config.exists():
+        yield tokenizer
+        return
+    with TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "tokenizer"
+        shutil.copytree(tokenizer, directory)
+        shutil.copyfile(model_config, directory / "config.json")
+        yield directory
+
+
 def _load(directory: Path) -> Any:
-    """The class that the tokenizer's configuration names; `AutoTokenizer` finds the same and takes seconds longer."""
+    """What `AutoTokenizer` finds; the generic classes are named outright, which saves it seconds of imports."""
     import transformers
 
     named = json.loads((directory / "tokenizer_config.json").read_text()).get("tokenizer_class")
-    found = getattr(transformers, named, None) if named else None
-    return (found or transformers.AutoTokenizer).from_pretrained(str(directory))
+    generic = getattr(transformers, named, None) if named in GENERIC else None
+    if generic is not None:
+        return generic.from_pretrained(str(directory))
+    return transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
 
 
 def rendered(sample: Sample) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:

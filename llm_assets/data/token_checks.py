@@ -15,14 +15,15 @@ import numpy as np
 
 from llm_assets.core import CheckResult
 from llm_assets.data.chat_template import special_tokens
-from llm_assets.data.rendering import Renderer, learned_turns
+from llm_assets.data.rendering import Renderer
 from llm_assets.data.splits import SPLITS
+from llm_assets.data.supervision import learned_turns
 from llm_assets.data.token_config import TokenCheckConfig
 from llm_assets.data.token_files import TokenFile
 from llm_assets.data.token_samples import Sample, sampled_rows
 from llm_assets.data.token_statistics import stability_index
 
-SAMPLE_ROWS = 20
+SAMPLE_ROWS, OPENING_TOKENS = 20, 32
 
 
 def token_stats(
@@ -183,7 +184,8 @@ def _mislabelled(tokenized: Path, chat: Path, supervise: Any, rows: int) -> list
     for sample in sampled_rows(tokenized, chat, rows):
         answers = [sample.messages[n] for n in learned_turns(sample.messages, supervise)]
         said = [renderer.decode(sample.input_ids[a : b - 1]) for a, b in sample.spans]
-        if len(said) != len(answers) or not all(map(_says, said, answers, [renderer] * len(said))):
+        openings = [_opening(sample, a, renderer) for a, _ in sample.spans]
+        if len(said) != len(answers) or not all(map(_says, said, answers, openings, [renderer] * len(said))):
             wrong.append({**_named(sample), "problem": f"supervised text is {said!r}"[:300]})
     return wrong
 
@@ -192,7 +194,16 @@ def _named(sample: Sample) -> dict[str, Any]:
     return {"split": sample.split, "row_id": sample.row_id}
 
 
-def _says(text: str, answer: Mapping[str, Any], renderer: Renderer) -> bool:
+def _opening(sample: Sample, start: int, renderer: Renderer) -> str:
+    """The end of the generation prompt, if that is what stands before a turn: it may open the answer's thought."""
+    return (
+        renderer.decode(sample.input_ids[max(0, start - OPENING_TOKENS) : start])
+        if start == sample.prompt_tokens
+        else ""
+    )
+
+
+def _says(text: str, answer: Mapping[str, Any], opening: str, renderer: Renderer) -> bool:
     """Whether a decoded turn is an answer, and nothing but what the template writes in every turn."""
     content = (answer["content"] or "").strip()
     if answer.get("tool_calls"):
@@ -203,7 +214,8 @@ def _says(text: str, answer: Mapping[str, Any], renderer: Renderer) -> bool:
     again = renderer.decode(renderer.tokenizer.encode(content, add_special_tokens=False).ids)  # some lose characters
     before, after = renderer.answer_frame
     whole = {framed for said in (content, again.strip()) for framed in (said, (before + said + after).strip())}
-    return text.strip() in whole
+    opened = bool(text.strip()) and content.endswith(text.strip()) and (opening + text).strip().endswith(content)
+    return text.strip() in whole or opened
 
 
 @dataclass(frozen=True)

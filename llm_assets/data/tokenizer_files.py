@@ -7,6 +7,7 @@ is left inside the configuration that a server could take instead.
 import hashlib
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from llm_assets.core import LLMAssetsError
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-RENDERING_VERSION = 1  # raise when the same rows would get other tokens, labels or columns
+RENDERING_VERSION = 2  # raise when the same rows would get other tokens, labels or columns
 
 
 class TokensMissing(LLMAssetsError):
@@ -72,10 +73,13 @@ def copy_tokenizer(base: Path, tokenizer: Path, config: TokenizationConfig) -> N
 
 
 def rendering_digest(tokenizer: Path, config: TokenizationConfig) -> str:
-    """SHA-256 of all that decides a row's tokens besides the row: tokenizer, template, settings, and this code."""
-    code = hashlib.sha256(
-        f"{RENDERING_VERSION} {config.supervise} {config.max_length_tokens} {config.too_long}".encode()
-    )
+    """SHA-256 of all that decides a row's tokens besides the row: tokenizer, template, settings, and the code.
+
+    The code is this one, and the releases of what runs the tokenizer and the template.
+    """
+    releases = " ".join(f"{package} {version(package)}" for package in ("tokenizers", "jinja2"))
+    settings = f"{config.supervise} {config.max_length_tokens} {config.too_long}"
+    code = hashlib.sha256(f"{RENDERING_VERSION} {releases} {settings}".encode())
     for name in ("tokenizer.json", "tokenizer_config.json", FILE):
         code.update(hashlib.sha256((tokenizer / name).read_bytes()).digest())
     return code.hexdigest()

@@ -43,7 +43,22 @@ def tools_text(tools: Any) -> str | None:
     if not all(isinstance(tool, dict) for tool in listed):
         raise RowRefused("bad_tools", f"tools are not a list of objects: {str(tools)[:120]}")
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in listed]
+    for tool in wrapped:
+        tool_name(tool)
     return json.dumps(wrapped, ensure_ascii=False)
+
+
+def tool_name(tool: Any) -> str:
+    """Name of a tool definition, `{"function": {"name": …}}` or `{"name": …}`.
+
+    Raises:
+        RowRefused: `bad_tools`, for whatever has none.
+    """
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        raise RowRefused("bad_tools", f"no function name in {str(tool)[:120]}")
+    return name
 
 
 def tagged_calls(content: str) -> tuple[str, str | None]:

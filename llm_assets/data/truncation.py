@@ -123,5 +123,6 @@ def refuse_too_long(row_id: str, split: str, refused: Refused) -> None:
 
 
 def _characters(messages: Sequence[Mapping[str, Any]], tools: Any) -> int:
-    said = sum(len(turn.get("content") or "") for turn in messages)
+    """What is left of the messages under any template: white space around them may be trimmed."""
+    said = sum(len((turn.get("content") or "").strip()) for turn in messages)
     return said + (len(tools) if isinstance(tools, str) else len(json.dumps(tools)) if tools else 0)

@@ -5,16 +5,16 @@ r"""Byte-level BPE four times faster on plain ASCII text: each word is looked up
 Byte-level tokenizers cut text into words by a regular expression and encode each word by itself, so the ids of a word
 never depend on its neighbours. Python's regular expressions cut ASCII text as the tokenizer's do once its Unicode
 classes are spelled out. Anything else (other alphabets, other tokenizers) goes through the tokenizer itself, and the
-first rows of every dataset go through both. The cost is a dictionary of up to 100,000 words.
+first rows of every dataset go through both: should they differ, the tokenizer is right and encodes everything, with a
+warning and at its own speed. The cost is a dictionary of up to 100,000 words.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-
-from llm_assets.core import LLMAssetsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,10 +24,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 ASCII_OF = {"L": "a-zA-Z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9"}
 _CLASS = re.compile(r"\\p\{(\w+)\}")
 COMPARED_ROWS = 64
-
-
-class WordsDiffer(LLMAssetsError):
-    """Words encoded one by one are not what the tokenizer makes of the whole text."""
+LOG = logging.getLogger(__name__)
 
 
 class WordEncoder:
@@ -51,19 +48,23 @@ class WordEncoder:
         return self._words is not None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text.
-
-        Raises:
-            WordsDiffer: the two ways disagree on one of the first texts.
-        """
+        """Token ids of each text."""
         if self._words is None:
             return self._whole(texts)
         others = [n for n, text in enumerate(texts) if not text.isascii()]
         whole = dict(zip(others, self._whole([texts[n] for n in others]), strict=True))
         encoded = [whole[n] if n in whole else self._one(text) for n, text in enumerate(texts)]
         if self._left_to_compare > 0:
-            self._compare(texts[: self._left_to_compare], encoded)
+            different = self._different(texts[: self._left_to_compare], encoded)
             self._left_to_compare -= len(texts)
+            if different is not None:
+                LOG.warning(
+                    "This tokenizer's words cannot be encoded one by one: %r differs. Texts are encoded whole instead, "
+                    "which is slower and as exact.",
+                    different[:80],
+                )
+                self._words = None
+                return self._whole(texts)
         return encoded
 
     def encode(self, text: str) -> list[int]:
@@ -87,13 +88,10 @@ class WordEncoder:
             return []
         return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def _compare(self, texts: Sequence[str], encoded: Sequence[list[int]]) -> None:
-        for text, ours, theirs in zip(texts, encoded, self._whole(texts), strict=False):
-            if ours != theirs:
-                raise WordsDiffer(
-                    f"This tokenizer's words cannot be encoded one by one: {text[:80]!r} differs. Please report its "
-                    "tokenizer.json; until then, save the tokenizer with another pre_tokenizer than a ByteLevel one."
-                )
+    def _different(self, texts: Sequence[str], encoded: Sequence[list[int]]) -> str | None:
+        """The first text whose ids are not those of the tokenizer."""
+        compared = zip(texts, encoded, self._whole(texts), strict=False)
+        return next((text for text, ours, theirs in compared if ours != theirs), None)
 
 
 class _Words(dict[str, list[int]]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_assets.core import LLMAssetsError
 from llm_assets.data.chat_template import DATE_STRING
-from llm_assets.data.template_parity import TokenIds, rendered
+from llm_assets.data.template_parity import TokenIds, as_served, rendered
 from llm_assets.data.token_samples import Sample
 from llm_assets.engine.job import PROJECT_ROOT, engine_python
 
@@ -20,23 +20,26 @@ class EngineTokenizerFailed(LLMAssetsError):
     """The engine environment's transformers cannot load or apply the tokenizer."""
 
 
-def engine_token_ids(python: str | None, tokenizer: Path, samples: Sequence[Sample]) -> list[TokenIds]:
+def engine_token_ids(
+    python: str | None, tokenizer: Path, samples: Sequence[Sample], model_config: Path | None = None
+) -> list[TokenIds]:
     """Token ids of sampled rows and their prompts by the engine environment's transformers.
 
     Args:
         python: Python of the engine environment; None finds it as `engine_python` does.
         tokenizer: Directory with the tokenizer's files and the template.
         samples: Rows to encode.
+        model_config: `config.json` of the model the tokenizer belongs to, which may decide its class.
 
     Raises:
         EngineEnvironmentMissing: there is no engine environment on this machine.
         EngineTokenizerFailed: the process ended with an error; carries its last lines.
     """
     interpreter = engine_python(python)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, as_served(tokenizer, model_config) as served:
         job, output = Path(scratch) / "job.json", Path(scratch) / "ids.json"
         conversations = [rendered(sample) for sample in samples]
-        described = {"tokenizer": str(tokenizer), "date_string": DATE_STRING, "conversations": conversations}
+        described = {"tokenizer": str(served), "date_string": DATE_STRING, "conversations": conversations}
         job.write_text(json.dumps({**described, "output": str(output)}))
         done = subprocess.run(
             [str(interpreter), "-m", MODULE, str(job)],

@@ -24,8 +24,9 @@ from llm_assets.data.rendering import Renderer
 from llm_assets.data.sources import SourceConfig
 from llm_assets.engine.tasks import EngineConfig, GenerationConfig, GenerationTask, engine_for, read_engine_report
 from llm_assets.inference.checks import complete
-from llm_assets.inference.destination import Destination, merge_answers
-from llm_assets.inference.inputs import read_rows
+from llm_assets.inference.destination import Destination, merge_answers, refuse_unfit
+from llm_assets.inference.inputs import ASKED, read_rows
+from llm_assets.inference.outputs import ANSWERED as ANSWER_COLUMNS
 from llm_assets.inference.outputs import ModelInUse, finish_partition, prepare_partition
 from llm_assets.inference.settings import InferenceRequest, Parameter, planned, resolve
 from llm_assets.registry.versions import RegisteredVersion, load_version
@@ -72,6 +73,7 @@ def answer_table(
     gpus: list[str] | None,
     log: Callable[[str], None],
     tracking_uri: str | None = None,
+    registry_uri: str | None = None,
 ) -> BatchAnswers:
     """Answer every row of the request's input once and put the answers into its output.
 
@@ -82,22 +84,30 @@ def answer_table(
         gpus: As in `settings.resolve`.
         log: Receives progress.
         tracking_uri: MLflow's; None takes the environment's.
+        registry_uri: Where the name is registered, if elsewhere; None as in `TrackingStore.resolve`.
 
     Raises:
         VersionUnknown, VariantUnknown, DevicesMissing, TierTooSmall, DestinationInvalid, CatalogUnknown: before work.
+        NotPromoted: likewise; no version was named, and the one in use has no passed gate.
         SourceMissing, SourceEmpty, SourceUnreadable, RowMissingColumn: the rows cannot be read.
         OutputBusy: another call holds the output.
         AnswersIncomplete: the engine lost rows; calling again asks for those.
     """
-    version = load_version(request.model_name, request.version or "champion", tracking_uri)
+    version = load_version(request.model_name, request.version or "champion", tracking_uri, registry_uri)
+    if request.version is None:
+        version.require_promoted()  # the alias may have been moved by hand; who names a version means it
     resolved = resolve(request, version, gpus)
     destination = Destination.parse(request.output_table) if request.output_table else None
     model = ModelInUse(version.name, version.version, version.model_id, resolved.variant, resolved.generation)
     directory = version.variant_directory(resolved.variant)
+    if destination:
+        refuse_unfit(destination)
     with _exclusive(home / "inference" / _key(request, destination)) as state:
         source = SourceConfig.model_validate({"name": "rows", **source_named(request.input_source)})
         inputs = _fresh(state / "inputs")
         report = read_rows(source, resolved.format, inputs, log)
+        if destination:  # before the engine's work, not after it
+            refuse_unfit(destination, inputs / ROWS, {*(field.name for field in ASKED), *ANSWER_COLUMNS.names})
         log(f"{report.rows:,} rows, {report.refused:,} of them cannot be asked")
         requests = state / "requests.parquet"
         requests.unlink(missing_ok=True)
@@ -113,8 +123,8 @@ def answer_table(
             parameters += planned(read_engine_report(work), request)
         usage = finish_partition(ready, model, work, _fresh(state / "staged"))
         answers = _publish(state, inputs, model)
-    failed = pq.read_table(answers, columns=["error"])["error"]
-    held = merge_answers(answers, destination) if destination else None
+        failed = pq.read_table(answers, columns=["error"])["error"]
+        held = merge_answers(answers, destination) if destination else None
     return BatchAnswers(version, answers, usage, len(failed) - failed.null_count, held, tuple(parameters))
 
 

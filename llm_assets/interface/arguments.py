@@ -16,6 +16,7 @@ from llm_assets.components.lineage import LineageConfig
 from llm_assets.core import Config, LLMAssetsError
 from llm_assets.data import CurationConfig, FormatConfig, SplitConfig, TokenizationConfig
 from llm_assets.data.named_source import source_named
+from llm_assets.registry.signature import columns
 from llm_assets.training import TrainingConfig
 from llm_assets.training.base_model import BUILDER
 
@@ -110,11 +111,15 @@ def lineage_blocks(
     _refuse_unknown(blocks)
     given: dict[str, Any] = {name: _plain(block) for name, block in blocks.items() if block is not None}
     given["model"] = lineage_name(model_name)
-    registry = {"name": model_name if model_name != given["model"] else None}
-    registry |= {"input_schema": input_schema, "output_schema": output_schema}
-    registry |= given.get("registry", {})
-    given["registry"] = {name: value for name, value in registry.items() if value is not None}
+    said = {"name": model_name if model_name != given["model"] else None}
+    said |= {"input_schema": input_schema, "output_schema": output_schema}
+    given["registry"] = _merged_registry(said, given.get("registry", {}))
     if training_table_name is not None:
+        if not isinstance(training_table_name, (str, Mapping)):
+            raise ArgumentsInvalid(
+                f"training_table_name is a {type(training_table_name).__name__} in this process. Write it to a file or "
+                "table and pass its name."
+            )
         named = source_named(training_table_name) if isinstance(training_table_name, str) else dict(training_table_name)
         given["sources"] = [{**named, **_without_none(first_rows=data.first_rows)}]
     if base_model is not None:
@@ -123,6 +128,9 @@ def lineage_blocks(
     written = data.model_dump(mode="json", exclude_unset=True)
     parts = {name: written.get(name) for name in ("curation", "split", "tokenization")}
     parts |= {"training": training, "format": data.row_format()}
+    for name, part in parts.items():
+        if part and given.get(name) not in (None, {}, part):
+            raise ArgumentsInvalid(f"data_config says {part} of {name}, and {name} is {given[name]}. Give it once.")
     given |= {name: part for name, part in parts.items() if part}
     return {name: block for name, block in given.items() if block not in ({}, None)}
 
@@ -218,6 +226,25 @@ def _merged_training(lora: Mapping[str, Any], training: Mapping[str, Any]) -> di
             f"lora_config.{name} is {adapter[name]!r} and training_config.{name} is {training[name]!r}. Give it once."
         )
     return {**training, **adapter}
+
+
+def _merged_registry(said: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    """The `registry` block with what the call's own arguments say of it, schemas as `{name: type}`."""
+    argument_of = {"name": "model_name"}
+    merged: dict[str, Any] = {}
+    for name, written in (*said.items(), *block.items()):
+        try:
+            value = columns(written) if name in ("input_schema", "output_schema") else written
+        except ValueError as error:
+            raise ArgumentsInvalid(f"{name}: {error}") from None
+        if value is None:
+            continue
+        if merged.get(name, value) != value:
+            raise ArgumentsInvalid(
+                f"{argument_of.get(name, name)} is {merged[name]!r} and registry.{name} is {value!r}. Give it once."
+            )
+        merged[name] = value
+    return merged
 
 
 def _without_none(**values: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from llm_assets.defs.runtime import home
 from llm_assets.engine.device import device_memory_bytes
 from llm_assets.engine.job import EngineEnvironmentMissing, engine_python
 from llm_assets.interface.display import bytes_shown
+from llm_assets.interface.graphql import TOKEN_VARIABLE
 from llm_assets.interface.local_instance import open_instance
 from llm_assets.interface.login import without_login
 from llm_assets.quantization.config import QuantizationConfig, Scheme
@@ -141,7 +142,9 @@ def _dagster() -> Iterator[Finding]:
         yield _instance(configured)
     url = os.environ.get("LLM_ASSETS_DAGSTER_URL")
     if url:
-        yield _answering("deployed", f"{url.rstrip('/')}/server_info", "Correct LLM_ASSETS_DAGSTER_URL.")
+        yield _answering(
+            "deployed", f"{url.rstrip('/')}/server_info", "Correct LLM_ASSETS_DAGSTER_URL.", TOKEN_VARIABLE
+        )
 
 
 def _instance(configured: str) -> Finding:
@@ -192,8 +195,10 @@ def _gpus() -> list[Hardware]:
     ]
 
 
-def _answering(subject: str, url: str, remedy: str) -> Finding:
+def _answering(subject: str, url: str, remedy: str, token_variable: str | None = None) -> Finding:
     clean, login = without_login(url)
+    if token_variable and os.environ.get(token_variable):
+        login = f"Bearer {os.environ[token_variable]}"
     request = urllib.request.Request(clean, headers={"Authorization": login} if login else {})
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as response:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from llm_assets.automation.inference_job import RESULT, op_name, result_of
+from llm_assets.components.published import without_passwords
 from llm_assets.defs.runtime import home
 from llm_assets.engine.device import gpu_names
 from llm_assets.engine.job import engine_python
@@ -29,6 +30,7 @@ from llm_assets.interface.deployed import deployed_job, run_to_end
 from llm_assets.interface.display import Page, Panel, Readable
 from llm_assets.interface.graphql import DagsterAPI
 from llm_assets.interface.progress import Log
+from llm_assets.registry.tracking_store import redacted
 
 SAMPLE_ROWS = 5
 
@@ -131,7 +133,7 @@ def run_inference(
         gpu_type: Known GPU, such as A100; None is what there is.
         trigger_remote: Run on the deployed Dagster, which then reads and writes the named files and tables.
         dagster_url: Its web server; None takes LLM_ASSETS_DAGSTER_URL.
-        tracking_uri: MLflow's; None takes the environment's.
+        tracking_uri: MLflow's, for a run here; None takes the environment's.
         log: Receives progress lines.
         overrides: Sampling (`temperature`, `max_new_tokens`, `top_p`, `stop`, `seed`) and engine sizes
             (`max_model_len`, `max_num_seqs`, `dtype`, …); they win over everything.
@@ -156,6 +158,7 @@ def run_inference(
         overrides=overrides,
     )
     if trigger_remote:
+        _refuse_for_remote(request, tracking_uri)
         return _remotely(request, DagsterAPI.resolve(dagster_url), log)
     python = engine_python()
     answers = answer_table(
@@ -214,6 +217,22 @@ def _written(frame: Any, remote: bool) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     return str(file)
+
+
+def _refuse_for_remote(request: InferenceRequest, tracking_uri: str | None) -> None:
+    """Refuse what a deployment would ignore, or show to everybody who sees its runs."""
+    if tracking_uri is not None:
+        raise ArgumentsInvalid(
+            f"tracking_uri is {redacted(tracking_uri)!r}, but with trigger_remote=True the deployment answers from its "
+            "own registry. Leave it out, or leave trigger_remote out to run here."
+        )
+    for name, value in request.model_dump(mode="json", include={"input_source", "output_table"}).items():
+        if without_passwords(value) != value:
+            raise ArgumentsInvalid(
+                f"{name} {without_passwords(value)!r} carries a password or signature, and the deployment keeps a "
+                "run's configuration for everybody to see. Add the database to the file that LLM_ASSETS_CATALOGS "
+                "names there and pass catalog.schema.table, or pass a file that the deployment can read."
+            )
 
 
 def _remotely(request: InferenceRequest, api: DagsterAPI, log: Log) -> InferenceResult:

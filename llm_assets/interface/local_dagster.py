@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from llm_assets.core import LLMAssetsError
 from llm_assets.defs.runtime import home
 from llm_assets.interface.local_instance import MARK_TAG, open_instance
 from llm_assets.interface.progress import FailureNote, Log, RunEvent
+from llm_assets.resources.worker import FLUSH_SECONDS
 
 POLL_SECONDS = 0.5
-INTERRUPT_SECONDS = 60.0
+INTERRUPT_SECONDS = FLUSH_SECONDS + 60.0  # the engine's worker commits what it has first
 OUTPUT_TAIL_BYTES = 2000
 
 
@@ -62,6 +63,7 @@ def run_lineage(config: LineageConfig, log: Log) -> LocalRun:
     folder.mkdir(parents=True, exist_ok=True)
     mark, output = uuid.uuid4().hex, folder / "output.log"
     job = folder / f"job-{mark}.json"
+    job.touch(mode=0o600)  # a source's URI may hold a password
     job.write_text(json.dumps({"lineage": config.model_dump_json(exclude_unset=True), "mark": mark}))
     run, note = LocalRun(), FailureNote()
     log(f"{config.model}: starting; what its steps print goes to {output}")
@@ -81,7 +83,10 @@ def run_lineage(config: LineageConfig, log: Log) -> LocalRun:
 
 @contextmanager
 def _process(job: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The run's process; an interrupt of the caller is passed on, and its end waited for."""
+    """The run's process; an interrupt of the caller is passed on, and its end waited for.
+
+    A second interrupt, or the end of that patience, kills it with every step it started.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "llm_assets.interface.local_run", str(job)]
     environment = {**os.environ, "LLM_ASSETS_HOME": str(home())}
     with output.open("wb") as log:
@@ -92,9 +97,11 @@ def _process(job: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(INTERRUPT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(INTERRUPT_SECONDS)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 

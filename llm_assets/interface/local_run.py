@@ -15,7 +15,7 @@ from pathlib import Path
 import dagster as dg
 
 from llm_assets.components.lineage import LineageConfig
-from llm_assets.interface.lineage_jobs import lineage_definitions, reconstructable
+from llm_assets.interface.lineage_jobs import lineage_definitions, read_lineage, reconstructable
 from llm_assets.interface.local_instance import MARK_TAG, OWNER_TAG, open_instance, release_killed_runs
 from llm_assets.interface.pending import pending
 
@@ -32,20 +32,20 @@ def main(job_file: Path) -> int:
     """
     end_with_parent()
     job = json.loads(job_file.read_text())
-    config = LineageConfig.model_validate_json(job["lineage"])
+    config = read_lineage(job_file)
     tags = {MARK_TAG: job["mark"], OWNER_TAG: str(os.getpid())}
     with open_instance() as instance:
         release_killed_runs(instance)
         to_make = _pending(instance, config)
         raw, below = (dg.AssetKey([config.model, name]) for name in ("raw_dataset", "chat_dataset"))
         if raw not in to_make or instance.get_latest_materialization_event(below):
-            if not _execute(instance, job["lineage"], f"{config.model}_ingest", [raw], tags):
+            if not _execute(instance, job_file, f"{config.model}_ingest", [raw], tags):
                 return 1
             to_make = _pending(instance, config)
         if not to_make:
             return 0
         preload_for(to_make)
-        return 0 if _execute(instance, job["lineage"], f"{config.model}_train", to_make, tags) else 1
+        return 0 if _execute(instance, job_file, f"{config.model}_train", to_make, tags) else 1
 
 
 def end_with_parent() -> None:
@@ -77,10 +77,10 @@ def _pending(instance: dg.DagsterInstance, config: LineageConfig) -> list[dg.Ass
 
 
 def _execute(
-    instance: dg.DagsterInstance, lineage: str, job_name: str, assets: Sequence[dg.AssetKey], tags: dict[str, str]
+    instance: dg.DagsterInstance, job_file: Path, job_name: str, assets: Sequence[dg.AssetKey], tags: dict[str, str]
 ) -> bool:
     done = dg.execute_job(
-        reconstructable(lineage, job_name),
+        reconstructable(job_file, job_name),
         instance=instance,
         asset_selection=list(assets),
         run_config=QUIET_CONSOLE,

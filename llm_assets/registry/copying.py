@@ -12,7 +12,7 @@ from llm_assets.registry.contents import MODEL_PATH
 from llm_assets.registry.evidence import GATE_TAG, ROLLED_BACK_TAG
 from llm_assets.registry.logged_model import copy_root
 from llm_assets.registry.promote import PREVIOUS_TAG
-from llm_assets.registry.registration import IDENTITY_TAG, Registered, Registration, find_version
+from llm_assets.registry.registration import IDENTITY_TAG, Registered, Registration, ensure_name, find_version
 from llm_assets.registry.tracking_store import TrackingStore, redacted
 from llm_assets.registry.versions import RegisteredVersion
 
@@ -43,10 +43,8 @@ def copy_version(
         return existing
     if target.registry_uri == origin.registry_uri:
         return _copy_within(source, client, name, digest)
-    tags = {key: value for key, value in source.tags.items() if key not in STAYS and not key.startswith("mlflow.")}
-    work = Registration(
-        client, target.experiment_id(client, name.replace(".", "_")), name, digest, {**tags, **_origin(source, origin)}
-    )
+    experiment = target.experiment_id(client, name.replace(".", "_"))
+    work = Registration(client, experiment, name, digest, _tags(source, origin))
     return work.complete(
         {MODEL_PATH.split("/")[0]: source.directory / MODEL_PATH.split("/")[0]},
         lambda root, model, run_id: copy_root(source.directory, root, model, run_id),
@@ -56,12 +54,21 @@ def copy_version(
 
 
 def _copy_within(source: RegisteredVersion, client: Any, name: str, digest: str) -> Registered:
-    made = client.copy_model_version(f"models:/{source.name}/{source.version}", name)
+    """A version on the same logged model, made with its final tags in one transaction.
+
+    MLflow's `copy_model_version` would publish the original's passed gate first, for a crash to leave there.
+    """
+    original = client.get_model_version(source.name, source.version)
+    ensure_name(client, name)
+    made = client.create_model_version(
+        name,
+        source=f"models:/{source.model_id}",
+        run_id=original.run_id,
+        tags=_tags(source, None),
+        description=original.description,
+        model_id=source.model_id,
+    )
     version = str(made.version)
-    for key in STAYS:
-        client.delete_model_version_tag(name, version, key)
-    for key, value in _origin(source, None).items():
-        client.set_model_version_tag(name, version, key, value)
     first = find_version(client, name, digest)
     if first and first.version != version:  # another process copied it at the same moment
         client.delete_model_version(name, version)
@@ -69,10 +76,13 @@ def _copy_within(source: RegisteredVersion, client: Any, name: str, digest: str)
     return Registered(name, version, source.model_id, made.run_id, copied_bytes=0, created=True)
 
 
-def _origin(source: RegisteredVersion, origin: TrackingStore | None) -> Mapping[str, str]:
+def _tags(source: RegisteredVersion, origin: TrackingStore | None) -> Mapping[str, str]:
+    """The original's tags without what it was in its environment, and where it came from."""
+    kept = {key: value for key, value in source.tags.items() if key not in STAYS and not key.startswith("mlflow.")}
     where = f" at {redacted(origin.registry_uri)}" if origin else ""
     gate = json.loads(source.tags.get(GATE_TAG, "{}"))
     return {
+        **kept,
         COPIED_FROM_TAG: f"models:/{source.name}/{source.version}{where}",
         ORIGIN_GATE_TAG: json.dumps(gate, sort_keys=True),
     }

@@ -55,5 +55,6 @@ class EnvironmentConfig(Config):
     def store(self, own: TrackingStore) -> TrackingStore:
         """The registry of this environment; `own` is the lineage's, taken where nothing else is said."""
         if not self.tracking_uri:
-            return TrackingStore(own.tracking_uri, own.artifact_root, self.registry_uri or own.separate_registry_uri)
+            root, registry_uri = self.artifact_root or own.artifact_root, self.registry_uri or own.separate_registry_uri
+            return TrackingStore(own.tracking_uri, root, registry_uri)
         return TrackingStore.resolve(self.tracking_uri, self.artifact_root, self.registry_uri)

@@ -162,7 +162,7 @@ class Registration:
 
         Of two that processes make of one identity at the same time, the one with the higher number goes again.
         """
-        self._ensure_name()
+        ensure_name(self.client, self.name)
         told = {
             TASK_TAG: metadata["task"],
             PROMPTS_TAG: json.dumps([prompt["uri"] for prompt in metadata["prompts"]]),
@@ -187,19 +187,25 @@ class Registration:
         self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": links})  # for the UI and `mlflow gc`
         return version, model_id
 
-    def _ensure_name(self) -> None:
-        from mlflow.exceptions import MlflowException
 
-        try:
-            self.client.create_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            if self.client.get_prompt(self.name):
-                raise NameTaken(
-                    f"{self.name!r} is a prompt, and MLflow keeps prompts and models under one list of names. Set "
-                    f"registry.name to another, or rename the prompt."
-                ) from None
+def ensure_name(client: Any, name: str) -> None:
+    """Make the registered name unless there is one.
+
+    Raises:
+        NameTaken: the name belongs to a prompt.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if client.get_prompt(name):
+            raise NameTaken(
+                f"{name!r} is a prompt, and MLflow keeps prompts and models under one list of names. Set "
+                f"registry.name to another, or rename the prompt."
+            ) from None
 
 
 def owner() -> str:

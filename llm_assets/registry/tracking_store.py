@@ -16,6 +16,10 @@ from typing import Any
 from llm_assets.core import LLMAssetsError
 
 SQLITE = "sqlite:///"
+LOGIN = re.compile(r"//(?:[^/@\s:]+:(?!\d+(?:[/?,]|$))\S*|[^/@\s]*)@")  # a password may hold / and @; a port is none
+SECRET_VALUE = re.compile(
+    r"([?&][^=&\s]*(?:sig|token|secret|passw|pwd|credential|(?<!ssl)key)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+)
 
 
 class TrackingUnavailable(LLMAssetsError):
@@ -186,9 +190,9 @@ def _migrate(unfinished: Path) -> Path:
     return unfinished
 
 
-def redacted(uri: str) -> str:
-    """A URI without the user and password it may carry, for messages and pages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def redacted(text: str) -> str:
+    """A URI, or a message around one, without users, passwords and signatures; in the path or in the query."""
+    return SECRET_VALUE.sub(r"\1…", LOGIN.sub("//", text))
 
 
 def _as_uri(location: str) -> str:

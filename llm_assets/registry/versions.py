@@ -6,6 +6,7 @@ kept under its immutable model id.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,8 @@ class RegisteredVersion:
             said = evidence.summary if evidence else "No gate has seen it."
             raise NotPromoted(
                 f"{self.name} version {self.version} has no passed gate on record. {said} Materialize champion; with "
-                "the run config `version` to go back to an earlier one."
+                "the run config `version` to go back to an earlier one. To try this one, name its number where a "
+                "version can be given."
             )
         return evidence
 
@@ -184,9 +186,11 @@ def _directory(store: TrackingStore, model_id: str) -> Path:
 def _download(store: TrackingStore, location: str, cache: Path) -> None:
     import mlflow
 
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    found = mlflow.artifacts.download_artifacts(location, dst_path=str(unfinished), tracking_uri=store.tracking_uri)
-    if not cache.exists():
-        Path(found).replace(cache)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = tempfile.mkdtemp(prefix=f"{cache.name}.", dir=cache.parent)
+    try:
+        found = mlflow.artifacts.download_artifacts(location, dst_path=unfinished, tracking_uri=store.tracking_uri)
+        if not cache.exists():
+            Path(found).replace(cache)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

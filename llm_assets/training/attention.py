@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VARLEN = "llm_assets_varlen"
 LARGEST_FLASH_HEAD = 256  # elements per head of the kernel PyTorch ships: aten, flash_attention_forward
+FLASH_HEAD_MULTIPLE = 8  # elements: what that kernel reads at a time
 FLASH_CAPABILITY = 8  # Ampere
 FLOAT32_MEAN_TOKENS = 512  # the CPU's bfloat16 backward pass is up to 3 times slower on documents shorter than this
 
@@ -84,6 +85,9 @@ def varlen_attention(
 ) -> tuple["torch.Tensor", None]:
     """Causal attention within each document of one packed row.
 
+    Under autocast all three inputs take its type, as they do in PyTorch's own attention: over float32 weights the
+    rotary tables leave queries and keys in float32 beside 16-bit values.
+
     Args:
         module: The attention layer; unused, part of the interface.
         query: Shape `(1, heads, tokens, head_dim)`.
@@ -101,7 +105,10 @@ def varlen_attention(
     """
     import torch
 
-    with torch.autocast(query.device.type, enabled=False):
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    with torch.autocast(kind, enabled=False):
         if query.is_cuda and dropout == 0 and _has_kernel(query):
             mixed = _one_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling)
         else:
@@ -110,7 +117,9 @@ def varlen_attention(
 
 
 def _has_kernel(query: "torch.Tensor") -> bool:
-    return query.dtype.itemsize == 2 and query.shape[-1] <= LARGEST_FLASH_HEAD and _on_ampere()
+    head = query.shape[-1]
+    fits = query.dtype.itemsize == 2 and head <= LARGEST_FLASH_HEAD and head % FLASH_HEAD_MULTIPLE == 0
+    return fits and _on_ampere()
 
 
 def _on_ampere() -> bool:

@@ -92,11 +92,16 @@ def explained(checkpoint: Path) -> Iterator[None]:
 
     Raises:
         CheckpointNotWritten: the system refused a write; the unfinished checkpoint is removed.
+        torch.OutOfMemoryError: gathering what is written did not fit; as it was raised.
+        torch.distributed.DistError: another process was lost meanwhile; as it was raised.
     """
+    import torch
     from safetensors import SafetensorError
 
     try:
         yield
+    except (torch.OutOfMemoryError, torch.distributed.DistError):  # RuntimeErrors too, and no disk's fault
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         shutil.rmtree(checkpoint, ignore_errors=True)
         kept = max(checkpoint.parent.glob("checkpoint-*"), key=step_of, default=None)

@@ -8,7 +8,7 @@ passes over a few rows.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from llm_assets.training.adapted_model import unwrapped
 from llm_assets.training.attention import packed_attention
 from llm_assets.training.loss import label_losses
 from llm_assets.training.packs import Row
+
+if TYPE_CHECKING:
+    import torch
 
 LEAK_LIMIT = 1e-3
 DIFFERENCE_LIMIT = 0.05
@@ -42,7 +45,9 @@ class Isolation:
     documents: int
 
 
-def measure_isolation(model: Any, attention: str, rows: Sequence[Row], vocabulary: int) -> Isolation:
+def measure_isolation(
+    model: Any, attention: str, rows: Sequence[Row], vocabulary: int, compute_dtype: str = "float32"
+) -> Isolation:
     """Compare the losses of a few documents packed, packed behind other tokens, and alone.
 
     Args:
@@ -50,13 +55,14 @@ def measure_isolation(model: Any, attention: str, rows: Sequence[Row], vocabular
         attention: Name of the training attention; see `choose_attention`.
         rows: Documents; the first three with at least two tokens are used, a single one twice.
         vocabulary: Token ids to draw the replaced tokens from.
+        compute_dtype: Type training's autocast takes products in; float32 runs without autocast.
     """
     documents = [Row(row.input_ids, row.input_ids) for row in rows if len(row.input_ids) > 1][:3]
     if len(documents) == 1:
         documents = documents * 2
     first, *later = documents
     replaced = np.random.default_rng(0).integers(0, vocabulary, len(first.input_ids))
-    with _without_dropout(model):
+    with _without_dropout(model), _autocast(model, compute_dtype):
         with packed_attention(unwrapped(model), attention):
             packed = _losses(model, documents)
             disturbed = _losses(model, [Row(replaced, first.labels), *later])
@@ -103,6 +109,13 @@ def _losses(model: Any, documents: Sequence[Row]) -> np.ndarray:
     moved = {name: value if isinstance(value, int) else value.to(device) for name, value in batch.items()}
     with torch.no_grad(), label_losses(unwrapped(model)):
         return model(**moved).cpu().numpy()
+
+
+def _autocast(model: Any, compute_dtype: str) -> "torch.autocast":
+    import torch
+
+    kind = next(model.parameters()).device.type
+    return torch.autocast(kind, getattr(torch, compute_dtype), enabled=compute_dtype != "float32")
 
 
 @contextmanager

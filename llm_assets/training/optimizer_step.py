@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from llm_assets.core import LLMAssetsError
-from llm_assets.training import ranks
+from llm_assets.training import ranks, sharding
 from llm_assets.training.memory_plan import MemoryPlan
 from llm_assets.training.packs import Row, lay_end_to_end, supervised_tokens
 from llm_assets.training.training_config import TrainingConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAMED_ROWS = 20
 SPIKE_WINDOW_STEPS = 20
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU; of a handle's workspace
 
 
 class TrainingOutOfMemory(LLMAssetsError):
@@ -81,6 +82,8 @@ class StepRunner:
     def probe(self, trainer: Any, model: Any, packs: Sequence[Sequence[Row]]) -> None:
         """Run the heaviest packs once, with room for the optimiser, and forget it: what does not fit fails now.
 
+        A continued run has its moments already, and needs no room beside them.
+
         Args:
             trainer: The trainer, for its precision and device.
             model: The model as the trainer has wrapped it.
@@ -89,7 +92,8 @@ class StepRunner:
         import torch
 
         random = _random_state()
-        room = torch.empty(self.plan.optimizer, dtype=torch.uint8, device=trainer.args.device)
+        to_come = bytes_to_come(self.plan, trainer.optimizer, trainer.args.device)
+        room = torch.empty(to_come, dtype=torch.uint8, device=trainer.args.device)
         self._gradient(trainer, model, packs)
         del room
         model.zero_grad(set_to_none=True)
@@ -201,6 +205,15 @@ class StepRunner:
         self.rows = [row.row_id for n in broken for pack in packs[n * size : (n + 1) * size] for row in pack]
 
 
+def bytes_to_come(plan: MemoryPlan, optimizer: Any, device: "torch.device") -> int:
+    """Bytes of its plan that an optimiser does not hold on the device yet: all before the first step, none after."""
+    import torch
+
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    tensors = [sharding.own_part(value) for value in values if isinstance(value, torch.Tensor)]
+    return max(0, plan.optimizer - sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type))
+
+
 def _over_processes(accelerator: Any, count: int) -> int:
     """A count summed over the processes that train together."""
     if accelerator.num_processes == 1:
@@ -218,7 +231,8 @@ def _mean_over_processes(accelerator: Any, loss: "torch.Tensor") -> float:
 def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    said = any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _random_state() -> list[Any]:

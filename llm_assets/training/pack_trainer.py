@@ -6,7 +6,7 @@ loader is not sharded again.
 
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm_assets.training import adapted_model, checkpoints, ranks, sharding, trained_weights
 from llm_assets.training.optimizer_step import StepRunner
@@ -14,6 +14,7 @@ from llm_assets.training.packs import PackSequence
 from llm_assets.training.training_config import TrainingConfig
 
 TRAINED = "trained.safetensors"  # in checkpoints of weights that are shared out
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 @cache
@@ -42,6 +43,8 @@ def trainer_class() -> type:
             options.update(train_dataset=sequence, data_collator=_as_it_is, callbacks=[Rehearsal(self), *callbacks])
             super().__init__(**options)
             self.trained = [value for value in options["model"].parameters() if value.requires_grad]
+            data_parallel: Any = self.accelerator.ddp_handler
+            data_parallel.gradient_as_bucket_view = True  # else every gradient is held twice
             self.is_shared_out = sharding.is_shared_out(runner.config)
             if self.is_shared_out:  # exchanges its gradients by itself: not for DDP, which the other mode wraps it in
                 self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -78,8 +81,18 @@ def trainer_class() -> type:
                 return super()._save_optimizer_and_scheduler(output_dir)
             state = sharding.whole_state(self.optimizer)
             if self.args.should_save:
-                torch.save(state, Path(output_dir) / "optimizer.pt")
-                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")  # type: ignore[union-attr]
+                torch.save(state, Path(output_dir) / OPTIMIZER)
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)  # type: ignore[union-attr]
+            return None
+
+        def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+            if checkpoint is None or not self.is_shared_out:
+                return super()._load_optimizer_and_scheduler(checkpoint)
+            place = Path(checkpoint)  # read from disk as it is cut: the original puts it whole on every device
+            state = torch.load(place / OPTIMIZER, map_location="cpu", mmap=True, weights_only=True)
+            optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+            optimizer.load_state_dict(state)
+            scheduler.load_state_dict(torch.load(place / SCHEDULER, weights_only=True))
             return None
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -5,9 +5,12 @@ All of them load, measure and step alike; only the first one writes files, decid
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# long enough for the first one to write a large checkpoint; nobody waits for a dead one, whose agent ends the others
+LONGEST_WAIT = timedelta(hours=2)
 
 
 def rank() -> int:
@@ -36,7 +39,7 @@ def join(backend: str) -> None:
 
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group(backend)
+    torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
 
 
 def leave() -> None:

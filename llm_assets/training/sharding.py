@@ -48,6 +48,19 @@ def whole(tensor: "torch.Tensor") -> "torch.Tensor":
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: "torch.Tensor") -> "torch.Tensor":
+    """What this process holds of a tensor: its slice where that is shared out, else all of it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on_first(tensor: "torch.Tensor") -> "torch.Tensor | None":
+    """A tensor gathered onto the host of the first process, None in the others; each process must ask."""
+    gathered = whole(tensor)
+    return gathered.cpu() if ranks.is_first() else None
+
+
 def shared_like(tensor: "torch.Tensor", parameter: "torch.Tensor") -> "torch.Tensor":
     """This process's slice of a whole tensor, cut as a parameter of that shape is; as it is where that is not cut."""
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -60,10 +73,13 @@ def shared_like(tensor: "torch.Tensor", parameter: "torch.Tensor") -> "torch.Ten
 
 
 def whole_state(optimizer: Any) -> dict[str, Any]:
-    """An optimiser's state with every moment gathered; each process must ask."""
+    """An optimiser's state with every moment on the host of the first process; each process must ask.
+
+    The others get None for a moment, and no device ever holds more than one of them whole.
+    """
     state = optimizer.state_dict()
     moments = {
-        number: {name: _on_host(value) for name, value in values.items()} for number, values in state["state"].items()
+        number: {name: _on_first(value) for name, value in values.items()} for number, values in state["state"].items()
     }
     return {**state, "state": moments}
 
@@ -82,10 +98,10 @@ def take_whole_states(optimizer: Any) -> None:
     optimizer.register_load_state_dict_pre_hook(cut)
 
 
-def _on_host(value: Any) -> Any:
+def _on_first(value: Any) -> Any:
     import torch
 
-    return whole(value).cpu() if isinstance(value, torch.Tensor) else value
+    return whole_on_first(value) if isinstance(value, torch.Tensor) else value
 
 
 def _cut(value: Any, parameter: "torch.Tensor") -> Any:

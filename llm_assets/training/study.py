@@ -172,7 +172,7 @@ class _Runner:
         place = self.work / f"trial-{trial.number}"
         place.mkdir(exist_ok=True)
         return RunningTrial(
-            TrialJob(self.base, self.dataset, place, config),
+            TrialJob(self.base, self.dataset, place, config, is_searched=trial.number > 0),
             slot,
             log=lambda text: self._pass_on(trial, text),
             should_prune=lambda step, loss: self._should_prune(trial, step // config.evaluate_every_steps, loss),

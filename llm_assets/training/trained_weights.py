@@ -18,9 +18,15 @@ def count(model: Any) -> int:
 
 
 def gathered(model: Any) -> "dict[str, torch.Tensor]":
-    """The weights that training changes, by name; every process must ask for what is shared out, and has it all."""
-    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    return {name: sharding.whole(value).contiguous() for name, value in trained.items()}
+    """The weights that training changes, by name, on the host of the first process; the others get none.
+
+    Every process must ask for what is shared out. No device ever holds more than one of them whole.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (value := sharding.whole_on_first(parameter.detach())) is not None:
+            weights[name] = value.contiguous()
+    return weights
 
 
 def save(model: Any, path: Path) -> None:

@@ -70,7 +70,7 @@ def train_adapter(
     token_ids = adapted_model.token_ids_of(dataset / "tokenizer", config.trainable_tokens)
     inputs = read_inputs(base, dataset, config)
     ranks.from_first(lambda: checkpoints.claim(work, inputs.origin))
-    plans = plans_for(work, inputs, config, device)
+    plans = ranks.from_first(lambda: plans_for(work, inputs, config, device))  # devices of two kinds plan differently
     log(f"memory plan\n{plans[0].table()}")
 
     set_seed(config.seed)
@@ -86,7 +86,9 @@ def train_adapter(
     attention = choose_attention(config.attention, adapted_model.unwrapped(model))
     runner = StepRunner(config, plans, adopt=_adopter(adapted_model.unwrapped(model), work), log=log)
     probed = inputs.held_out or inputs.sequence.rows
-    measured = isolation.measure_isolation(model.train(), attention, probed, model.config.vocab_size)
+    measured = isolation.measure_isolation(
+        model.train(), attention, probed, model.config.vocab_size, config.compute_dtype
+    )
     isolation.require_isolation(measured, attention)
 
     throughput = Throughput(inputs.shape, config.method == "full", device, ranks.world())

@@ -156,6 +156,16 @@ class TrainingConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _scaled_steps_have_gradients(self) -> Self:
+        if self.compute_dtype == "float16" and self.skip_loss_spikes is not None:
+            raise TrainingConfigInvalid(
+                f"training.skip_loss_spikes {self.skip_loss_spikes} leaves steps without a gradient, and "
+                "training.compute_dtype float16 scales the loss by that of every step. Use bfloat16, or remove "
+                "skip_loss_spikes."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shareable(self) -> Self:
         if self.sharding == "none":
             return self

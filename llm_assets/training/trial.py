@@ -1,7 +1,7 @@
 """One trial of a study in a process of its own, so that memory returns to the system whatever happens in it.
 
-A trial that runs out of memory or diverges is an outcome, not a crash. It asks the study at every evaluation whether to
-go on, over a pipe: one thread can look after any number of trials.
+A trial that runs out of memory, diverges or drew what cannot be trained is an outcome, no crash. It asks the study at
+every evaluation whether to go on, over a pipe: one thread can look after any number of trials.
 """
 
 import multiprocessing.connection
@@ -18,9 +18,10 @@ from typing import Any, Literal
 from llm_assets.core import LLMAssetsError
 from llm_assets.training import elastic
 from llm_assets.training.forking import end_with_parent, gpus, process_context
+from llm_assets.training.memory_plan import MemoryTooSmall
 from llm_assets.training.optimizer_step import TrainingOutOfMemory
 from llm_assets.training.search_space import StudyConfigInvalid
-from llm_assets.training.training_config import TrainingConfig
+from llm_assets.training.training_config import TrainingConfig, TrainingConfigInvalid
 from llm_assets.training.watch import TrainingDiverged
 
 
@@ -51,12 +52,15 @@ class TrialJob:
         dataset: A tokenized dataset directory.
         work: The trial's own directory; give it again to continue a killed trial.
         config: The trial's settings.
+        is_searched: Whether the study chose the parameters. Those of the configuration itself are a user's to repair:
+            settings among them that cannot be trained end the study.
     """
 
     base: Path
     dataset: Path
     work: Path
     config: TrainingConfig
+    is_searched: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class RunningTrial:
         """Answer the trial's next message; its outcome when that was the last one.
 
         Raises:
-            TrialCrashed: the trial raised anything but divergence or lack of memory.
+            TrialCrashed: the trial raised anything that other parameters would not avoid.
         """
         try:
             kind, content = self.connection.recv()
@@ -191,12 +195,25 @@ def _told(
         report = elastic.train(job.base, job.dataset, out, job.work, job.config, log=log, on_evaluation=on_evaluation)
     except _Pruned as pruned:
         return "outcome", TrialOutcome("pruned", None, str(pruned))
-    except TrainingDiverged as error:
-        return "outcome", TrialOutcome("failed", None, f"TrainingDiverged: {error}")
-    except (TrainingOutOfMemory, elastic.RankKilled, MemoryError, torch.OutOfMemoryError) as error:
-        return "outcome", TrialOutcome("failed", None, f"{type(error).__name__}: {error}", out_of_memory=True)
-    except LLMAssetsError as error:
-        return "crash", f"{type(error).__name__}: {error}"
-    except Exception:  # the study raises it: a bug must not pass for a failed trial
-        return "crash", traceback.format_exc()
+    except Exception as error:  # what is no outcome the study raises: a bug must not pass for a failed trial
+        if failed := _failed(error, job.is_searched):
+            return "outcome", failed
+        known = isinstance(error, LLMAssetsError)
+        return "crash", f"{type(error).__name__}: {error}" if known else traceback.format_exc()
     return "outcome", TrialOutcome("complete", report.evaluation_loss)
+
+
+def _failed(error: Exception, is_searched: bool) -> TrialOutcome | None:
+    """The outcome of a trial whose parameters are to blame for an error; None where they are not."""
+    import torch
+
+    named = f"{type(error).__name__}: {error}"
+    if isinstance(error, TrainingDiverged):
+        return TrialOutcome("failed", None, named)
+    if isinstance(
+        error, (MemoryTooSmall, TrainingOutOfMemory, elastic.RankKilled, MemoryError, torch.OutOfMemoryError)
+    ):
+        return TrialOutcome("failed", None, named, out_of_memory=True)
+    if is_searched and isinstance(error, TrainingConfigInvalid):
+        return TrialOutcome("failed", None, f"these parameters cannot be trained here: {error}")
+    return None

@@ -126,7 +126,9 @@ def watch_class() -> type:
                 if best == state.global_step:
                     self.judge.save_best(best_path(work, best))
                 since_best = sum(step > best for step in evaluations(state.log_history))
-                control.should_training_stop |= since_best >= self.judge.config.early_stopping_patience
+                if since_best >= self.judge.config.early_stopping_patience and state.global_step < state.max_steps:
+                    control.should_training_stop = True
+                    control.should_save = False  # continued from here, a killed run would train on past the stop
             few = state.max_steps <= PROGRESS_LINES // 2 * self.judge.config.evaluate_every_steps
             ends = control.should_training_stop or state.global_step == state.max_steps
             if few or ends or self._is_time_to_speak(state):

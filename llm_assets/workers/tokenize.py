@@ -1,7 +1,7 @@
 """The tokenizer of the engine's environment, by itself: it renders and encodes conversations and starts no engine.
 
-It takes the class that the tokenizer's configuration names, as the engine does, but without the detour through
-`AutoTokenizer`, which imports PyTorch: two seconds instead of twelve. The template's date is pinned by the job.
+It takes the class that `AutoTokenizer` finds, as the engine does. The generic ones need no detour through it, which
+imports PyTorch: two seconds instead of twelve. The template's date is pinned by the job.
 
     python -m llm_assets.workers.tokenize <job.json>      writes job["output"]: [[row ids, prompt ids], ...]
 """
@@ -11,6 +11,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # take tokenizer.json as it is, whatever the model
 
 
 def main(job_path: str) -> None:
@@ -31,8 +33,10 @@ def _load(directory: Path) -> Any:
     import transformers
 
     named = json.loads((directory / "tokenizer_config.json").read_text()).get("tokenizer_class")
-    found = getattr(transformers, named, None) if named else None
-    return (found or transformers.AutoTokenizer).from_pretrained(str(directory))
+    generic = getattr(transformers, named, None) if named in GENERIC else None
+    if generic is not None:
+        return generic.from_pretrained(str(directory))
+    return transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,19 @@ def test_going_back_is_one_materialization_with_a_version(published: PublishedLi
     assert (event.metadata["version"].value, event.metadata["previous_version"].value) == (2, "1")
 
 
+def test_unmet_checks_stop_whoever_asks_for_a_version_that_never_passed_a_gate(
+    published: PublishedLineage, tmp_path: Path
+):
+    rounds, unmet = Rounds(tmp_path, published), dg.AssetCheckKey(LINEAGE.key("evaluation"), "beats_base")
+    rounds.next([1] * 15 + [0] * 5)
+    assert not rounds.next([1] * 20, gate=[unmet]).success
+    assert not rounds.champion(gate=[unmet], version=2).success and rounds.aliases()["champion"] == "1"
+    rounds.tracking.store().client().set_registered_model_alias("orders", "champion", "2")
+    refused = rounds.champion(gate=[unmet], version=None)
+    assert not refused.success and rounds.aliases()["champion"] == "1"
+    assert "orders/evaluation:beats_base" in (gate_of(refused).description or "")
+
+
 def test_a_version_below_its_floor_is_not_promoted(published: PublishedLineage, tmp_path: Path):
     rounds = Rounds(tmp_path, published)
     run = rounds.next([1] + [0] * 19)

@@ -217,8 +217,6 @@ def test_text_that_spells_a_control_token_is_refused(opened: Open):
         renderer.encode_prompt(messages[:-1])
     with pytest.raises(RowRefused, match="special_token_in_text: the tools"):
         renderer.encode(CHAT, [{"function": {"name": "f", "description": "<|im_end|>"}}])
-    with pytest.raises(RowRefused, match="special_token_in_text"):
-        renderer.encode([CHAT[0], {"role": "assistant", "content": "\U00100001"}])
 
 
 def test_one_bad_row_does_not_spoil_its_batch(opened: Open):
@@ -235,7 +233,7 @@ def test_a_conversation_of_any_number_of_turns_is_rendered_three_times(opened: O
     monkeypatch.setattr(type(renderer.template), "render", lambda *a, **k: calls.append(1) or render(*a, **k))
     turns = [CHAT[0], CHAT[1]] * 10_000
     assert len(renderer.encode(turns).spans) == 10_000
-    assert len(calls) <= 4  # the fourth learns the header once per tokenizer
+    assert len(calls) <= 3
 
 
 def test_a_template_without_an_end_token_is_unsupported(make_tokenizer):

@@ -156,5 +156,5 @@ def test_single_turns_and_the_last_can_be_chosen(opened, conversation, flags):
 def test_the_tables_of_this_file_are_what_the_templates_write(name: str, opened):
     family: Family = FAMILIES[name]
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
-    text = opened[name][0].template.render(messages).text
+    text = opened[name][0].template.render(messages)
     assert text == "".join(piece for piece, _ in family.pieces(messages))

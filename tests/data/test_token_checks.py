@@ -271,7 +271,9 @@ def test_the_engines_environment_makes_the_same_ids_of_calls_thoughts_and_dates(
         write_split(tmp_path, split, [turns, two_turns(split, 1)])
     out, _ = tokenized(tmp_path, base, tmp_path / "t")
     samples = list(sampled_rows(out, tmp_path, 2))
-    engine = engine_token_ids(None, out / "tokenizer", samples)
+    configuration = tmp_path / "config.json"
+    configuration.write_text('{"model_type": "llama"}')
+    engine = engine_token_ids(None, out / "tokenizer", samples, configuration)
     assert template_parity(samples, transformers_ids(out / "tokenizer", samples), engine).passed
     (out / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(EngineTokenizerFailed, match="make engine-env"):

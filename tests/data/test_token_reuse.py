@@ -1,6 +1,7 @@
 """Rows that did not change keep their tokens, and the result is that of a full rebuild, byte for byte."""
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from chat_rows_by_hand import two_turns, write_split, write_two_turn_chat
 
-from llm_assets.data import TokenizationConfig
+from llm_assets.data import TokenizationConfig, tokenizer_files
 from llm_assets.data.chat_rows import CHAT
 from llm_assets.data.messages import message
 from llm_assets.data.splits import SPLITS
@@ -59,6 +60,15 @@ def test_other_settings_or_another_template_keep_nothing(published, tiny_base, t
     chat = write_two_turn_chat(tmp_path / "chat")
     assert tokenized(chat, tiny_base, tmp_path / "same", published) == 84
     assert tokenized(chat, tiny_base, tmp_path / "other", published, **change) == 0
+
+
+@pytest.mark.parametrize("package", ["tokenizers", "jinja2"])
+def test_another_release_of_what_renders_and_encodes_keeps_nothing(
+    published, tiny_base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+):
+    chat = write_two_turn_chat(tmp_path / "chat")
+    monkeypatch.setattr(tokenizer_files, "version", lambda name: "next" if name == package else version(name))
+    assert tokenized(chat, tiny_base, tmp_path / "other", published) == 0
 
 
 def test_another_tokenizer_keeps_nothing(published, tiny_base, tmp_path: Path):

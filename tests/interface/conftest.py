@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from published_lineage import QUESTIONS, empty_database, publish_lineage, write_evaluation
 
+from llm_assets.core import CheckResult
 from llm_assets.registry.asking import Served
 from llm_assets.registry.contents import VersionSources
+from llm_assets.registry.evidence import Evidence, write_evidence
 from llm_assets.registry.promote import promote
 from llm_assets.registry.register import register_version
 from llm_assets.registry.tracking_store import TrackingStore
@@ -51,6 +53,7 @@ def registry(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Track
         served=Served(row_format={"type": "text_to_sql", "keep_columns": []}, base="Qwen/Qwen2.5-3B-Instruct"),
     )
     register_version(NAME, sources, store, {"dagster.run_id": "run-7"}, lambda _: None)
+    write_evidence(store, NAME, "1", Evidence.of(CheckResult(True, "the first"), None, [], {}))
     promote(NAME, "1", "champion", store)
     return store
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
+from mlflow.types import ColSpec, Schema
 
 from llm_assets import DataConfig, LoraConfig, TrainingConfig, run_fine_tuning
 from llm_assets.components.lineage import LineageConfig
@@ -98,12 +100,36 @@ def test_a_base_model_may_be_a_directory_or_a_builder(tmp_path):
         ({"data_config": {"prompt_registry_name": "p", "format": {"type": "alpaca"}}}, "Give one of them"),
         ({"quantization": [{"scheme": "int3"}]}, r"quantization.0.scheme: .*'w4a16'.*'int3'"),
         ({"training_table_name": ""}, "training_table_name"),
+        (
+            {"training_table_name": pa.table({"prompt": ["a"]})},
+            "is a Table in this process. Write it to a file or table",
+        ),
+        (
+            {"data_config": {"prompt_registry_name": "p"}, "format": {"type": "alpaca"}},
+            "data_config says .*p@production.* of format, and format is .*alpaca.*Give it once",
+        ),
+        (
+            {"model_name": "a.b.m", "registry": {"name": "other"}},
+            "model_name is 'a.b.m' and registry.name is 'other'. Give it once",
+        ),
+        (
+            {"input_schema": {"prompt": "string"}, "registry": {"input_schema": {"q": "string"}}},
+            "input_schema is .*'prompt'.* and registry.input_schema is .*'q'.*Give it once",
+        ),
+        ({"output_schema": ["text"]}, "output_schema: columns .* have no name or no type"),
         ({"training_config": {"epochs": 1, "max_steps": 2}}, "Give one of them"),
     ],
 )
 def test_a_wrong_argument_is_one_error_with_its_name_and_remedy(arguments, told):
     with pytest.raises(ArgumentsInvalid, match=told):
         lineage(**arguments)
+
+
+def test_a_schema_is_the_same_however_it_is_written():
+    for written in ({"text": "string"}, [{"name": "text", "type": "string"}], Schema([ColSpec("string", "text")])):
+        same = {"output_schema": written, "blocks": {"registry": {"output_schema": written}}}
+        blocks = lineage_blocks(training_table_name=None, model_name="m", base_model=None, **same)
+        assert blocks["registry"] == {"output_schema": {"text": "string"}}
 
 
 def test_several_wrong_arguments_are_told_at_once():

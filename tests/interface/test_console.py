@@ -1,8 +1,12 @@
 """The command line: what it prints, and the exit code a script can rely on."""
 
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
 import pytest
 
 from llm_assets.interface.console import main
+from llm_assets.interface.doctor import _dagster
 
 LINEAGE = """\
 type: llm_assets.components.lineage.LLMLineage
@@ -127,3 +131,22 @@ def test_doctor_names_what_is_missing_with_its_remedy(home, capsys, monkeypatch,
     for remedy in ("Run `make engine-env`", "correct MLFLOW_TRACKING_URI", "Create it, or unset the variable"):
         assert remedy in told
     assert not home.exists()  # looking changes nothing
+
+
+def test_doctor_asks_the_deployment_with_the_token_that_calls_use(home, monkeypatch):
+    class Deployment(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.headers.get("Authorization") == "Bearer t" else 401)
+            self.end_headers()
+
+        def log_message(self, *arguments): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Deployment) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("LLM_ASSETS_DAGSTER_URL", f"http://127.0.0.1:{server.server_port}")
+        states = []
+        for token in ("", "t"):
+            monkeypatch.setenv("LLM_ASSETS_DAGSTER_TOKEN", token)
+            states.append([finding.state for finding in _dagster() if finding.subject == "deployed"])
+        server.shutdown()
+    assert states == [["missing"], ["ok"]]

@@ -4,10 +4,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from published_lineage import empty_database
 
 from llm_assets import run_inference
+from llm_assets.data.sources import SourceMissing
+from llm_assets.inference import batch
+from llm_assets.inference.batch import OutputBusy, answer_table
+from llm_assets.inference.destination import DestinationInvalid, merge_answers
+from llm_assets.inference.settings import InferenceRequest
 from llm_assets.interface.arguments import ArgumentsInvalid
 from llm_assets.quantization.tiers import TierTooSmall
+from llm_assets.registry.evidence import NotPromoted
 from llm_assets.registry.versions import VariantUnknown, VersionUnknown
 
 SMALL = {"variant": "gguf_q8_0", "threads": 1}
@@ -83,6 +90,19 @@ def test_a_data_frame_is_an_input_and_parquet_an_output(registered, questions, t
     assert same.table()["row_id"].to_pylist() == done.table()["row_id"].to_pylist()
 
 
+def test_an_output_is_held_until_the_answers_are_in_it(registered, questions, tmp_path, lines, monkeypatch):
+    def merged_alone(answers, destination):
+        with pytest.raises(OutputBusy), batch._exclusive(answers.parents[1]):
+            pass
+        return merge_answers(answers, destination)
+
+    monkeypatch.setattr(batch, "merge_answers", merged_alone)
+    output = str(tmp_path / "answers.parquet")
+    call = {"input_source": str(questions), "model_name": registered, "output_table": output}
+    run_inference(**call, log=lines.append, **SMALL)
+    assert pq.ParquetFile(output).metadata.num_rows == 6
+
+
 def test_a_row_that_asks_nothing_fails_alone(registered, questions, lines):
     rows = [*pq.read_table(questions).to_pylist(), {"sql_context": "create table a (b integer)", "sql_prompt": ""}]
     done = run_inference(input_source=pa.Table.from_pylist(rows), model_name=registered, log=lines.append, **SMALL)
@@ -115,8 +135,70 @@ def test_a_wrong_argument_is_refused_before_any_row_is_read(registered, home, wr
     assert not (home / "inference").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"tracking_uri": "http://u:hunter2@mlflow"}, "tracking_uri is 'http://mlflow', but with trigger_remote=True"),
+        ({"input_source": "postgresql://u:hunter2@h/db::t"}, "input_source 'postgresql://h/db::t' carries a password"),
+        ({"output_table": "postgresql://h/db?password=hunter2::t"}, "output_table .* carries a password"),
+    ],
+)
+def test_what_a_deployment_would_ignore_or_show_is_not_sent(home, wrong, told):
+    call = {
+        "input_source": "rows.parquet",
+        "model_name": "m",
+        "trigger_remote": True,
+        "dagster_url": "http://127.0.0.1:9",
+    }
+    with pytest.raises(ArgumentsInvalid, match=told) as refused:
+        run_inference(**{**call, **wrong})
+    assert "hunter2" not in str(refused.value)
+
+
+def answer(registry, output, generate, **named):
+    request = InferenceRequest(model_name="prod.sql.orders", output_table=str(output), **named)
+    home, where = output.parent / "home", registry.tracking_uri
+    return answer_table(request, generate, home=home, gpus=None, log=lambda line: None, tracking_uri=where)
+
+
+def test_an_output_that_cannot_take_the_answers_is_refused_before_the_engine_runs(registry, questions, tmp_path):
+    def generate(tasks, generation, engine):
+        pytest.fail("the engine was started")
+
+    output = tmp_path / "orders.parquet"
+    pq.write_table(pa.table({"id": [1]}), output)
+    with pytest.raises(DestinationInvalid, match="holds no answers"):
+        answer(registry, output, generate, input_source=str(questions))
+    names = ("row_id", "model_name", "model_version", "variant")
+    pq.write_table(pa.table({**{name: ["x"] for name in names}, "sql_prompt": [1]}), output)
+    with pytest.raises(DestinationInvalid, match="sql_prompt is BIGINT, theirs is VARCHAR"):
+        answer(registry, output, generate, input_source=str(questions))
+
+
+def test_a_registry_apart_from_the_tracking_server_is_where_the_version_is_looked_up(registry, questions, tmp_path):
+    (tmp_path / "empty.db").write_bytes(empty_database())
+    request = InferenceRequest(model_name="prod.sql.orders", input_source=str(questions))
+    where = {"tracking_uri": registry.tracking_uri, "registry_uri": f"sqlite:///{tmp_path}/empty.db"}
+    with pytest.raises(VersionUnknown, match="Registered: none"):
+        answer_table(request, lambda *_: None, home=tmp_path, gpus=None, log=lambda line: None, **where)
+
+
+def test_the_version_in_use_needs_a_passed_gate_unless_it_is_named(registry, questions, tmp_path):
+    client, tag = registry.client(), "llm_assets.gate"
+    gate = client.get_model_version("prod.sql.orders", "1").tags[tag]
+    client.delete_model_version_tag("prod.sql.orders", "1", tag)
+    output = tmp_path / "answers.parquet"
+    try:
+        with pytest.raises(NotPromoted, match="name its number"):
+            answer(registry, output, lambda *_: None, input_source=str(questions))
+        with pytest.raises(SourceMissing):
+            answer(registry, output, lambda *_: None, input_source="missing.parquet", version="1")
+    finally:
+        client.set_model_version_tag("prod.sql.orders", "1", tag, gate)
+
+
 def test_gpus_are_checked_against_the_tier_table(registry, questions):
-    from llm_assets.inference.settings import InferenceRequest, resolve
+    from llm_assets.inference.settings import resolve
     from llm_assets.registry.versions import load_version
 
     version = load_version("prod.sql.orders", "1", registry.tracking_uri)

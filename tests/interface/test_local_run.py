@@ -1,11 +1,18 @@
 """A call runs on a real instance: a failure names step and reason, and leaves a run to look at."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from llm_assets import run_fine_tuning
+from llm_assets.components.lineage import LineageConfig
+from llm_assets.interface import local_dagster
+from llm_assets.interface.lineage_jobs import read_lineage, reconstructable
 from llm_assets.interface.local_dagster import LocalRunFailed
 from llm_assets.interface.local_instance import (
     OWNER_TAG,
@@ -68,3 +75,33 @@ def test_a_run_whose_process_is_gone_gives_its_gpu_slot_back(home):
         assert release_killed_runs(instance) == [run.run_id]
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
         assert instance.get_run_by_id(run.run_id).status.value == "FAILURE"
+
+
+def test_a_password_of_a_source_is_in_nothing_that_dagster_keeps_of_a_job(home, tmp_path):
+    from dagster._serdes import serialize_value
+
+    blocks = {"model": "m", "sources": [{"database": "postgres://u:hunter2@h/db", "table": "t"}]}
+    config = LineageConfig.model_validate(
+        {**blocks, "format": {"type": "auto"}, "base_model": {"catalog": "qwen2_5_3b_instruct"}}
+    )
+    job_file = tmp_path / "job.json"
+    job_file.write_text(json.dumps({"lineage": config.model_dump_json(exclude_unset=True)}))
+    assert "hunter2" not in serialize_value(reconstructable(job_file, "m_train").get_python_origin())
+    assert read_lineage(job_file) == config
+
+
+def test_an_interrupt_leaves_no_process_of_the_run_behind(home, tmp_path, monkeypatch):
+    """The run's process ignores the interrupt and has a child of its own; both are gone."""
+    monkeypatch.setattr(local_dagster, "INTERRUPT_SECONDS", 0.2)
+    stubborn = "trap '' INT; sleep 600 & echo $!; wait"
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **named: popen(["bash", "-c", stubborn], **named))
+    output = tmp_path / "output.log"
+    with pytest.raises(KeyboardInterrupt), local_dagster._process(tmp_path / "job.json", output) as process:
+        while not output.read_text().strip():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert process.returncode == -signal.SIGKILL
+    state = Path(f"/proc/{output.read_text().strip()}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)

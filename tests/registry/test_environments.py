@@ -13,7 +13,7 @@ from llm_assets.registry.environments import EnvironmentConfig
 from llm_assets.registry.evidence import Evidence, write_evidence
 from llm_assets.registry.register import register_version
 from llm_assets.registry.registration import Registered
-from llm_assets.registry.tracking_store import RegistryNameInvalid, TrackingStore
+from llm_assets.registry.tracking_store import RegistryNameInvalid, TrackingStore, redacted
 from llm_assets.registry.versions import RegisteredVersion, load_version
 
 
@@ -48,6 +48,23 @@ def test_within_a_registry_a_copy_shares_the_files_and_carries_the_evidence(
     assert loaded.tags["dagster.run_id"] == "r1"
     assert loaded.evidence is None  # its own gate has not seen it
     assert promoted.evidence is not None
+
+
+def test_a_copy_never_shows_the_gate_of_where_it_comes_from_even_if_its_process_dies(
+    promoted: RegisteredVersion, store: TrackingStore, monkeypatch: pytest.MonkeyPatch
+):
+    import mlflow
+
+    def died(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    for later in ("set_model_version_tag", "delete_model_version_tag"):
+        monkeypatch.setattr(mlflow.MlflowClient, later, died)
+    made = copied(promoted, store, "prod.sql.orders", store)
+    loaded = load_version("prod.sql.orders", made.version, store.tracking_uri)
+    assert loaded.evidence is None and loaded.tags["llm_assets.identity"] == promoted.tags["llm_assets.identity"]
+    description = store.client().get_model_version("dev.sql.orders", "1").description
+    assert description and store.client().get_model_version("prod.sql.orders", "1").description == description
 
 
 def test_into_another_registry_the_files_are_linked_and_the_version_stands_on_its_own(
@@ -86,8 +103,26 @@ def test_a_catalog_takes_only_names_of_three_parts(store: TrackingStore, promote
 
 def test_an_environment_without_a_registry_of_its_own_uses_the_lineages(store: TrackingStore):
     assert EnvironmentConfig(label="staging", name="staging_orders").store(store) == store
+    placed = EnvironmentConfig(label="staging", name="staging_orders", artifact_root="s3://prod/models").store(store)
+    assert (placed.tracking_uri, placed.artifact_root) == (store.tracking_uri, "s3://prod/models")
     other = EnvironmentConfig(label="prod", name="orders", tracking_uri="http://mlflow.prod:5000").store(store)
     assert other.tracking_uri == other.registry_uri == "http://mlflow.prod:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://u:p/w@h/db", "postgresql://h/db"),
+        ("postgresql://u:p@w@h/db", "postgresql://h/db"),
+        ("postgresql://h/db?user=u&password=secret", "postgresql://h/db?user=u&password=…"),
+        ("no answer from http://u:p@h:5000: refused", "no answer from http://h:5000: refused"),
+        ("http://h:5000/a@b", "http://h:5000/a@b"),
+        ("s3://lake/day@1/x", "s3://lake/day@1/x"),
+        ("postgresql://h/db?sslkey=/keys/a", "postgresql://h/db?sslkey=/keys/a"),
+    ],
+)
+def test_a_uri_is_shown_without_what_is_secret_and_whole_otherwise(uri: str, shown: str):
+    assert redacted(uri) == redacted(redacted(uri)) == shown
 
 
 def test_an_environment_with_a_bad_name_a_password_or_a_label_twice_is_refused():

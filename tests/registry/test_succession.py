@@ -113,6 +113,29 @@ def test_asking_for_a_version_that_never_passed_runs_the_gate(throne: Throne, re
         throne.succeed("2", requested="7", recorded="1")
 
 
+def test_an_older_version_that_passes_when_asked_for_does_not_take_the_newest_ones_checks(
+    throne: Throne, register: Register
+):
+    register(BETTER)
+    throne.succeed(register(GOOD))
+    assert throne.succeed("2", requested="1", recorded="2").kind == "rolled back"
+    assert load(throne, "1").require_promoted().checks == []
+    assert throne.was_promoted("2") and not throne.was_promoted(register(BAD))
+
+
+def test_a_run_that_died_after_moving_the_alias_is_no_person(throne: Throne, register: Register):
+    throne.succeed(register(GOOD))
+    throne.succeed(register(BETTER), recorded="1")  # killed here: the record still says 1
+    assert throne.asked(None, "1") is None
+    again = throne.succeed(register(BAD), recorded="1")
+    assert (again.candidate, again.kind) == ("3", "refused") and again.promotion is not None
+    assert (again.promotion.version, again.promotion.previous_version) == ("2", "1")
+    assert load(throne, "2").require_promoted().kind == "gate"
+    throne.succeed("3", requested="1", recorded="2")
+    throne.store.client().set_registered_model_alias("orders", "champion", "2")
+    assert throne.asked(None, "1") == "2"  # it was rolled back since: a person brings it back
+
+
 def test_without_a_version_in_use_a_refusal_leaves_none(throne: Throne, register: Register, store: TrackingStore):
     strict = dataclasses.replace(throne, config=RegistryConfig(min_metrics={"exact_match": 0.9}))
     refused = strict.succeed(register(BAD))

@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +9,7 @@ from llm_assets.registry.promote import promote
 from llm_assets.registry.register import register_version
 from llm_assets.registry.round_trip import registry_round_trip
 from llm_assets.registry.tracking_store import TrackingStore
-from llm_assets.registry.versions import RegisteredVersion, VariantUnknown, VersionUnknown, load_version
+from llm_assets.registry.versions import RegisteredVersion, VariantUnknown, VersionUnknown, _download, load_version
 
 
 @pytest.fixture
@@ -22,6 +24,17 @@ def test_a_version_tells_its_generation_settings_shape_and_lengths(loaded: Regis
     assert loaded.metadata["architecture"]["layers"] == 2
     assert loaded.metadata["lengths"]["prompt"]["p50"] <= loaded.metadata["lengths"]["prompt"]["p100"]
     assert loaded.metadata["merge"] == {"policy": "dequantized", "dtype": "bfloat16"}
+
+
+def test_a_download_is_not_stopped_by_what_a_killed_process_with_our_number_left(
+    loaded: RegisteredVersion, tmp_path: Path
+):
+    cache = tmp_path / "cache" / loaded.model_id
+    cache.with_name(f"{cache.name}.{os.getpid()}").mkdir(parents=True)
+    store = TrackingStore.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    _download(store, loaded.directory.as_uri(), cache)
+    assert (cache / "MLmodel").read_text() == (loaded.directory / "MLmodel").read_text()
+    assert len(list(cache.parent.iterdir())) == 2  # nothing of ours beside it
 
 
 def test_variants_are_found_by_name(loaded: RegisteredVersion):

@@ -3,6 +3,7 @@ import pytest
 from llm_assets.training.adapted_model import add_adapter, load_base
 from llm_assets.training.attention import (
     VARLEN,
+    _has_kernel,
     choose_attention,
     has_sliding_window,
     packed_attention,
@@ -62,6 +63,21 @@ def test_four_bit_weights_in_bfloat16_pass_the_isolation_check(tiny_base, rows):
     quantized = load_base(tiny_base, "qlora", "bfloat16", device="cpu")
     register_varlen()
     assert check_isolation(measure_isolation(quantized, VARLEN, rows, 512)).passed
+
+
+def test_float32_weights_under_bfloat16_autocast_attend_in_one_type(model, rows, monkeypatch):
+    """What method full trains with: RoPE leaves queries and keys in float32, values come in bfloat16."""
+    monkeypatch.setattr("llm_assets.training.attention.FLOAT32_MEAN_TOKENS", 0)  # as on a GPU and for long documents
+    register_varlen()
+    assert check_isolation(measure_isolation(model, VARLEN, rows, 512, "bfloat16")).passed
+
+
+@pytest.mark.parametrize(("head", "has"), [(64, True), (100, False), (320, False)])
+def test_the_kernel_is_called_for_the_heads_it_was_built_for(monkeypatch, head, has):
+    import torch
+
+    monkeypatch.setattr("llm_assets.training.attention._on_ampere", lambda: True)
+    assert _has_kernel(torch.empty(1, 1, 1, head, dtype=torch.bfloat16)) is has
 
 
 def test_attention_across_documents_is_refused_before_training(model, rows, leaky):

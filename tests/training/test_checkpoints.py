@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from llm_assets.training.checkpoints import CheckpointMismatch, CheckpointNotWritten, claim, explained, seal
 from llm_assets.training.checkpoints import latest_complete as latest
@@ -53,6 +54,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, sai
         raise OSError(28, "No space left on device")
     assert latest(tmp_path, RUN, said.append).name == "checkpoint-1"
     assert said == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.distributed.DistError])
+def test_lost_memory_or_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, error):
+    with pytest.raises(error, match="lost"), explained(checkpoint(tmp_path, 2)):
+        raise error("lost")
 
 
 def test_a_work_directory_of_another_dataset_is_refused(tmp_path):

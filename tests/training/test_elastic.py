@@ -27,8 +27,24 @@ def ranks_of(parent: int) -> list[int]:
     return sorted(int(child) for child in children)
 
 
+@pytest.fixture
+def in_buckets(monkeypatch, tmp_path):
+    """Whether each process's gradients lie in the buckets they are exchanged in, after each step."""
+    plain = StepRunner.step
+
+    def step(self, trainer, model, packs):
+        loss = plain(self, trainer, model, packs)
+        if ranks.world() > 1:
+            storages = {value.grad.untyped_storage().data_ptr() for value in trainer.trained}
+            (tmp_path / f"buckets-{ranks.rank()}").write_text(str(len(storages) < len(trainer.trained)))
+        return loss
+
+    monkeypatch.setattr(StepRunner, "step", step)
+    return lambda: [path.read_text() for path in sorted(tmp_path.glob("buckets-*"))]
+
+
 @pytest.mark.parametrize("method", ["qlora", "full"])
-def test_two_processes_have_the_loss_curve_of_one(train_together, together, method):
+def test_two_processes_have_the_loss_curve_of_one(train_together, together, in_buckets, method):
     exact = {"method": method, "compute_dtype": "float32", "learning_rate": 1e-3}
     one, _ = train_together("one", together(processes=1, **exact))
     lines, curves, evaluated = [], [], []
@@ -41,6 +57,7 @@ def test_two_processes_have_the_loss_curve_of_one(train_together, together, meth
     assert (two.tokens, two.supervised_tokens, two.steps) == (one.tokens, one.supervised_tokens, one.steps)
     assert sum(line.startswith("base model: ") for line in lines) == 1
     assert evaluated == [2, 4]
+    assert in_buckets() == ["True", "True"]
     assert sorted(set(curves)) == [0, 1, 2, 3, 4]
     assert (out / "training.json").exists()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from llm_assets.training import checkpoints, trainer
+from llm_assets.training import checkpoints, optimizer_step, trainer
 from llm_assets.training.checkpoints import CheckpointNotWritten
 from llm_assets.training.device import TrainingDevice
 from llm_assets.training.memory_plan import MemoryTooSmall
@@ -64,12 +64,16 @@ def at_step(monkeypatch):
     return install
 
 
-def full_above(tokens):
+ALLOCATOR_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CUBLAS_FULL = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def full_above(tokens, error: Exception = ALLOCATOR_FULL):
     """Runs out of memory in a forward pass of more tokens than these."""
 
     def act(outputs, inputs):
         if inputs["input_ids"].numel() > tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise type(error)(*error.args)
 
     return act
 
@@ -90,7 +94,7 @@ def test_a_step_out_of_memory_goes_on_in_smaller_passes_with_the_same_step(train
 
 def test_a_continued_run_begins_with_the_plan_it_had(train, quick, at_step):
     config = quick(batch_packs="auto", accumulation_steps=4)
-    at_step(1, full_above(300))
+    at_step(1, full_above(300, CUBLAS_FULL))
     _, expected, _ = train("a", config)
     again, found, _ = train("a", config)
     assert again.plan.micro_batch_packs == 1
@@ -119,6 +123,19 @@ def test_the_dry_step_takes_the_heaviest_packs(train, quick, monkeypatch):
     tokens = [sum(len(row.input_ids) for row in pack) for pack in probed]
     assert len(tokens) == 2
     assert tokens[0] >= tokens[1] >= 200
+
+
+def test_the_dry_step_keeps_room_for_the_optimiser_until_that_has_its_moments(train, quick, monkeypatch):
+    rooms, plain = [], optimizer_step.bytes_to_come
+
+    def remember(plan, *where):
+        rooms.append(plain(plan, *where) / plan.optimizer)
+        return plain(plan, *where)
+
+    monkeypatch.setattr(optimizer_step, "bytes_to_come", remember)
+    for _ in range(2):
+        train("a", quick(max_steps=2))
+    assert rooms == [1, 0]
 
 
 def test_a_device_too_small_is_refused_before_the_model_is_loaded(train, quick, monkeypatch):

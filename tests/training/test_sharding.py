@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llm_assets.training import TrainingConfig, ranks, sharding, trainer
+from llm_assets.training import TrainingConfig, ranks, sharding, trained_weights, trainer
 from llm_assets.training.checkpoints import damage
 from llm_assets.training.memory_plan import plan_memory
 from llm_assets.training.model_shape import ModelShape
@@ -43,12 +43,40 @@ def held(monkeypatch, tmp_path):
     return lambda: [json.loads(path.read_text()) for path in sorted(tmp_path.glob("held-*.json"))]
 
 
+@pytest.fixture
+def gathered(monkeypatch, tmp_path):
+    """Each process writes how many bytes of weights and of moments it has kept after gathering them."""
+    weights_of, state_of = trained_weights.gathered, sharding.whole_state
+
+    def tell(name, tensors):
+        kept = sum(value.nbytes for value in tensors if value is not None)
+        (tmp_path / f"gathered-{name}-{ranks.rank()}.json").write_text(json.dumps(kept))
+
+    def weights(model):
+        found = weights_of(model)
+        tell("weights", found.values())
+        return found
+
+    def state(optimizer):
+        found = state_of(optimizer)
+        tell("moments", [value for values in found["state"].values() for value in values.values()])
+        return found
+
+    monkeypatch.setattr(trained_weights, "gathered", weights)
+    monkeypatch.setattr(sharding, "whole_state", state)
+    return lambda name: [json.loads((tmp_path / f"gathered-{name}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_processes_that_share_the_weights_out_train_what_one_process_does(train_together, together, held, method):
+def test_processes_that_share_the_weights_out_train_what_one_process_does(
+    train_together, together, held, gathered, method
+):
     exact = {"method": method, "compute_dtype": "float32", "learning_rate": 1e-3, "early_stopping_patience": 5}
     one, alone = train_together("one", together(processes=1, **exact))
     two, shared = train_together("two", together(sharding="full", gradient_checkpointing=True, **exact))
     assert held() == pytest.approx([0.5, 0.5], abs=0.01)
+    assert gathered("weights") == [4 * two.trainable_parameters, 0]
+    assert gathered("moments") == [pytest.approx(8 * two.trainable_parameters, rel=0.01), 0]
     assert curve(two, "loss") == pytest.approx(curve(one, "loss"), abs=1e-4)
     assert curve(two, "gradient_norm") == pytest.approx(curve(one, "gradient_norm"), abs=1e-4)
     assert two.evaluation_loss == pytest.approx(one.evaluation_loss, abs=1e-4)

@@ -195,6 +195,21 @@ def test_parameters_that_contradict_each_other_are_a_failed_trial_and_the_study_
     assert read_study(out).trials == report.trials
 
 
+def test_a_draw_that_no_plan_fits_is_a_failed_trial_with_its_shape_and_the_study_goes_on(search, quick):
+    drawn = {"rank": {"choices": [4, 10**9]}}
+    study = changed(trials=3, evaluations=1, pruner="none", sampler="random", space=drawn, seed=1)
+    report, _ = search("huge", study, training=quick(max_steps=2))
+    assert {(trial.parameters["rank"], trial.state) for trial in report.trials} == {(4, "complete"), (10**9, "failed")}
+    reason = next(trial.reason for trial in report.trials if trial.state == "failed")
+    assert reason.startswith("MemoryTooSmall: ")
+    assert "(method qlora, rank 1000000000, up to " in reason
+
+
+def test_own_settings_that_cannot_be_trained_end_the_study(search, quick):
+    with pytest.raises(TrialCrashed, match=r"TrainingConfigInvalid: training\.target_modules names nowhere"):
+        search("wrong", changed(trials=1), training=quick(target_modules=("nowhere",)))
+
+
 def test_a_dataset_without_rows_ends_the_study_before_a_trial(search, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no pack"):

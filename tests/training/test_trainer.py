@@ -113,6 +113,16 @@ def test_early_stopping_publishes_the_best_adapter(train, quick, tiny_base, data
     )
 
 
+def test_a_run_killed_after_an_early_stop_stops_at_the_same_step(train, quick):
+    stopping = {"evaluate_every_steps": 1, "save_every_steps": 1, "early_stopping_patience": 2}
+    config = quick(learning_rate=0.5, max_steps=12, **stopping)
+    whole, expected = train("a", config)
+    again, found = train("again", config, work=train.work("a"))
+    assert whole.steps < 12
+    assert again.history == whole.history
+    assert digests(found) == digests(expected)
+
+
 def test_the_published_records_agree(train, quick):
     report, out = train("a", quick())
     record = json.loads((out / "training.json").read_text())

@@ -13,6 +13,13 @@ def test_dora_without_an_adapter_is_refused():
         TrainingConfig(method="full", use_dora=True)
 
 
+def test_float16_with_steps_left_out_is_refused_with_the_remedy():
+    with pytest.raises(
+        ValueError, match=r"skip_loss_spikes 2\.0 leaves .*compute_dtype float16 .*Use bfloat16, or remove"
+    ):
+        TrainingConfig(compute_dtype="float16", skip_loss_spikes=2)
+
+
 def test_an_unknown_key_is_refused():
     with pytest.raises(ValueError, match="lerning_rate"):
         TrainingConfig.model_validate({"lerning_rate": 1e-4})

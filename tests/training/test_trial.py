@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from llm_assets.training.forking import STACK, gpus, may_fork
-from llm_assets.training.trial import RunningTrial, Slot, TrialJob, next_outcome, slots
+from llm_assets.training.trial import RunningTrial, Slot, TrialCrashed, TrialJob, next_outcome, slots
 
 ANYWHERE = Slot()
 
@@ -14,8 +14,8 @@ ANYWHERE = Slot()
 def outcome(tiny_base, dataset, tmp_path):
     """Run one trial to its end."""
 
-    def run(config, should_prune=lambda *_: False, slot=ANYWHERE):
-        job = TrialJob(tiny_base, dataset, tmp_path, config)
+    def run(config, should_prune=lambda *_: False, slot=ANYWHERE, is_searched=True):
+        job = TrialJob(tiny_base, dataset, tmp_path, config, is_searched)
         trial = RunningTrial(job, slot, log=lambda _: None, should_prune=lambda *seen: should_prune(trial, *seen))
         try:
             return next_outcome([trial])[1]
@@ -41,6 +41,19 @@ def test_a_trial_that_diverges_is_a_failed_trial_with_the_reason(outcome, quick)
     found = outcome(quick(alpha=10**38, evaluate_every_steps=4, warmup_share=0))
     assert found.state == "failed"
     assert found.reason.startswith("TrainingDiverged: ")
+
+
+def test_a_trial_that_no_plan_fits_is_a_failed_trial_for_lack_of_memory(outcome, quick):
+    found = outcome(quick(rank=10**9))
+    assert (found.state, found.out_of_memory) == ("failed", True)
+    assert found.reason.startswith("MemoryTooSmall: ")
+
+
+def test_drawn_parameters_that_cannot_be_trained_are_a_failed_trial_and_the_configurations_own_an_error(outcome, quick):
+    wrong = quick(target_modules=("nowhere",))
+    assert outcome(wrong).reason.startswith("these parameters cannot be trained here: training.target_modules names no")
+    with pytest.raises(TrialCrashed, match=r"TrainingConfigInvalid: training\.target_modules names nowhere"):
+        outcome(wrong, is_searched=False)
 
 
 def test_a_trial_cut_short_is_pruned_with_step_and_loss(outcome, quick):
