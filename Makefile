@@ -37,8 +37,8 @@ mlflow-ui: env ## Open the MLflow UI on http://localhost:5000
 	.venv/bin/mlflow server --backend-store-uri sqlite:///$(LLM_ASSETS_HOME)/mlflow.db --port $${PORT:-5000} --workers 1
 
 test: env engine-env ## Run every test; the demo is materialized once, beside the other tests
-	@mkdir -p .pytest_cache; log=.pytest_cache/end_to_end.log; \
-	.venv/bin/python -m pytest tests/end_to_end > $$log 2>&1 & demo=$$!; trap 'kill $$demo' INT TERM; \
+	@mkdir -p .pytest_cache; \
+	.venv/bin/python -m pytest tests/end_to_end > .pytest_cache/end_to_end.log 2>&1 & demo=$$!; trap 'kill $$demo' INT TERM; \
 	.venv/bin/python -m pytest --ignore tests/end_to_end; others=$$?; \
 	wait $$demo; demo=$$?; cat .pytest_cache/end_to_end.log; exit $$((others + demo))
 
